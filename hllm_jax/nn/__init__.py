@@ -1,0 +1,25 @@
+"""Layers: linear, norm, rope, attention, mlp, embed, cache; every parameter carries the names of its axes.
+
+The einsum alphabet of the whole project, in einsum strings, docstrings and shape comments:
+
+    B batch    L query length    S key length    D embed    V vocab    F mlp
+    H heads    K kv heads        G = H / K       h head_dim
+
+Names of parameter and activation axes stand in `hllm_jax.nn.axes`.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from hllm_jax.nn.attention import attention as attention
+    from hllm_jax.nn.axes import ACTIVATION_AXES as ACTIVATION_AXES
+    from hllm_jax.nn.axes import PARAMETER_AXES as PARAMETER_AXES
+    from hllm_jax.nn.cache import KVCache as KVCache
+    from hllm_jax.nn.cache import LayerCache as LayerCache
+    from hllm_jax.nn.embed import Embed as Embed
+    from hllm_jax.nn.linear import Linear as Linear
+    from hllm_jax.nn.mlp import SwiGLU as SwiGLU
+    from hllm_jax.nn.norm import RMSNorm as RMSNorm
+    from hllm_jax.nn.rope import apply_rope as apply_rope
+    from hllm_jax.nn.rope import rope_angles as rope_angles
+    from hllm_jax.nn.self_attention import SelfAttention as SelfAttention

@@ -1,0 +1,35 @@
+"""The token embedding, which is also the output head where the two are tied."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class Embed(nn.Module):
+    """A table `embedding [V, D]`: lookup on the way in, `attend` on the way out."""
+
+    vocab_size: int
+    embed: int
+    std: float = 0.02
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(self.std), ("vocab", "embed")),
+            (self.vocab_size, self.embed),
+            self.param_dtype,
+        )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """tokens int `[B, L]` -> `[B, L, D]`; an id outside the vocabulary gives NaN, not another word."""
+        return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """x `[B, L, D]` -> float32 logits `[B, L, V]`, multiplied in `dtype`, summed in float32."""
+        table = self.embedding.astype(self.dtype)
+        return jnp.einsum("BLD,VD->BLV", x.astype(self.dtype), table, preferred_element_type=jnp.float32)

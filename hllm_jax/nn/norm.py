@@ -1,0 +1,31 @@
+"""Root-mean-square normalisation (Zhang & Sennrich 2019, eq. 4)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x²) + eps) · scale`, statistics in float32, cast back before the product (as LLaMA does)."""
+
+    eps: float = 1e-5
+    axis: str = "embed"
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x `[..., D]` -> `[..., D]` in `dtype`."""
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
+            (x.shape[-1],),
+            self.param_dtype,
+        )
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        scale = scale.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return y.astype(self.dtype) * scale
