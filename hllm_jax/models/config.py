@@ -90,7 +90,7 @@ class DecoderConfig:
                 (
                     self.head_dim is None and self.embed % self.heads != 0,
                     "heads",
-                    f"embed {self.embed} is not a multiple of {self.heads} heads: change one, or set head_dim",
+                    f"embed {self.embed} is no multiple of {self.heads} heads: change one, or set head_dim",
                 ),
                 (
                     self.head_size % 2 != 0,
@@ -111,7 +111,7 @@ class DecoderConfig:
                 (
                     "window" not in self.attention_pattern and self.window is not None,
                     "window",
-                    f"{self.window} is not used: attention_pattern {self.attention_pattern} has no window layer",
+                    f"{self.window} is not used: {self.attention_pattern} has no window layer",
                 ),
             ]
         )
@@ -269,7 +269,7 @@ class ModelConfig:
                 )
             if vocab_size is not None and vocab_size > loaded.vocab_size:
                 raise ValueError(
-                    f"the tokenizer has {vocab_size} ids, and {self.load} has {loaded.vocab_size} embeddings: "
+                    f"the tokenizer has {vocab_size} ids, {self.load} has {loaded.vocab_size} embeddings: "
                     "use the tokenizer that belongs to the model"
                 )
             return dataclasses.replace(loaded, **changes)  # pyrefly: ignore

@@ -20,7 +20,7 @@ from hllm_jax.nn.rope import rope_angles
 from hllm_jax.nn.self_attention import SelfAttention
 
 #: Collections with one entry per layer beside the weights (adapters live in `lora`).
-LAYERED = {"params": 0, "lora": 0, "intermediates": 0}
+LAYERED: dict[Any, Any] = {"params": 0, "lora": 0, "intermediates": 0}
 
 
 class Block(nn.Module):
@@ -179,9 +179,7 @@ class Decoder(nn.Module):
         """As `__call__` without the head: the normalised last hidden state `[B, L, D]`, and the cache."""
         c = self.config
         self._check(tokens, segment_ids, positions, cache)
-        slots = lengths = None
-        if cache is not None:
-            slots, lengths = cache.slots(tokens, segment_ids)
+        slots, lengths = cache.slots(tokens, segment_ids) if cache is not None else (None, None)
         if positions is None:
             positions = (
                 jnp.maximum(slots, 0) if slots is not None else restarting_positions(tokens, segment_ids)
@@ -193,8 +191,8 @@ class Decoder(nn.Module):
             x, held = self._scanned(x, rope, segment_ids, cache, slots, deterministic)
         else:
             x, held = self._unrolled(x, rope, segment_ids, cache, slots, deterministic)
-        if cache is not None:
-            cache = KVCache(*held, lengths)
+        if lengths is not None:
+            cache = KVCache(held[0], held[1], lengths)
         return self.final_norm(x), cache
 
     def head(self, x: jax.Array) -> jax.Array:
@@ -213,9 +211,12 @@ class Decoder(nn.Module):
         slots: jax.Array | None,
         deterministic: bool,
     ) -> tuple[jax.Array, Any]:
-        keys, values = [], []
+        keys: list[jax.Array] = []
+        values: list[jax.Array] = []
         for i, block in enumerate(self.layers):
-            held = None if cache is None else LayerCache(cache.keys[i], cache.values[i], slots)
+            held = None
+            if cache is not None and slots is not None:
+                held = LayerCache(cache.keys[i], cache.values[i], slots)
             x, held = block(x, rope, segment_ids, held, deterministic)
             if held is not None:
                 keys.append(held.keys)
@@ -234,7 +235,7 @@ class Decoder(nn.Module):
         # The stacked cache is carried, not scanned over: a carry is updated in place, while an output of the
         # scan would be a second copy of all of it.
         held = None
-        if cache is not None:
+        if cache is not None and slots is not None:
             held = LayerCache(cache.keys, cache.values, slots, jnp.zeros((), jnp.int32))
 
         def body(layers: Any, carry: Any) -> tuple[Any, None]:
@@ -268,8 +269,8 @@ class Decoder(nn.Module):
         # A packed row may be longer than its documents; only positions given by the caller can say so.
         if tokens.shape[1] > limit and positions is None:
             raise ValueError(
-                f"a row of {tokens.shape[1]} tokens is longer than the model's max_length {limit}: shorten it, "
-                "or pass positions below max_length"
+                f"a row of {tokens.shape[1]} tokens is longer than the model's max_length {limit}: shorten "
+                "it, or pass positions below max_length"
             )
         if cache is None:
             return

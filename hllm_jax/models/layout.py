@@ -7,6 +7,7 @@ stacked, period of two   layers/block_0/… [6, …] (layers 0, 2, 4 …), layer
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -55,7 +56,7 @@ def unstack_layers(params: Tree) -> Tree:
     blocks = [stacked[f"block_{i}"] for i in range(period)] or [stacked]
     count = jax.tree.leaves(blocks[0])[0].shape[0]
     layers = {
-        f"layers_{i * len(blocks) + offset}": jax.tree.map(lambda leaf, i=i: _take(leaf, i), block)
+        f"layers_{i * len(blocks) + offset}": jax.tree.map(functools.partial(_take, i), block)
         for i in range(count)
         for offset, block in enumerate(blocks)
     }
@@ -71,7 +72,7 @@ def _stack(*leaves: Any) -> Any:
     return np.stack(leaves) if isinstance(first, np.ndarray) else jnp.stack(leaves)
 
 
-def _take(leaf: Any, i: int) -> Any:
+def _take(i: int, leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
     return leaf[i]

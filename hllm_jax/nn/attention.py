@@ -3,6 +3,10 @@
 `attention` decides who may attend to whom, from segment ids (self attention) or cache slots, the same for
 every kernel; `plain` is the one that all others are tested against. A kernel that is asked for by name
 and cannot do the case raises; `auto` takes the fastest that can, and says so once where it falls back.
+
+A kernel with a module of its own offers two functions, imported when it is first considered:
+`unsupported(case: Case) -> str | None`, why it cannot do a case, and the kernel itself, for
+`nn/attention_blocked.py` `blocked_attention(q, k, v, *, segment_ids, window)`.
 """
 
 from __future__ import annotations

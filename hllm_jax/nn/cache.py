@@ -1,6 +1,6 @@
-"""The key/value cache: an explicit argument and result, preallocated, written in place inside a compiled loop.
+"""The key/value cache: an explicit argument and result, preallocated, updated in place in a compiled loop.
 
-It holds one slot per token of a row, in the order of the tokens; row b has used the slots `0 .. lengths[b]-1`.
+It holds one slot per token of a row, in the order of the tokens; row b uses the slots `0 .. lengths[b] - 1`.
 Keys are stored rotated, `[B, K, S, h]` a layer: the order in which the attention product reads them.
 """
 
@@ -44,8 +44,11 @@ class KVCache:
             rows: int `[N]`, indices into the batch.
         """
         axis = 1 if self.stacked else 0
-        keys, values = jax.tree.map(lambda a: jnp.take(a, rows, axis=axis), (self.keys, self.values))
-        return KVCache(keys, values, jnp.take(self.lengths, rows, axis=0))
+
+        def take(held: jax.Array) -> jax.Array:
+            return jnp.take(held, rows, axis=axis)
+
+        return KVCache(jax.tree.map(take, self.keys), jax.tree.map(take, self.values), self.lengths[rows])
 
     def slots(self, tokens: jax.Array, segment_ids: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Where new tokens go: after those that are there, padding nowhere.

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hllm_jax.nn.axes import parameter
+
 
 class Embed(nn.Module):
     """A table `embedding [V, D]`: lookup on the way in, `attend` on the way out."""
@@ -18,12 +20,9 @@ class Embed(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(self.std), ("vocab", "embed")),
-            (self.vocab_size, self.embed),
-            self.param_dtype,
-        )
+        init = nn.initializers.normal(self.std)
+        shape = (self.vocab_size, self.embed)
+        self.embedding = parameter(self, "embedding", init, shape, ("vocab", "embed"), self.param_dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int `[B, L]` -> `[B, L, D]`; an id outside the vocabulary gives NaN, not another word."""

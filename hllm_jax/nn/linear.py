@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hllm_jax.nn.axes import parameter
+
 
 class Linear(nn.Module):
     """`y = x · kernel`, contracting the last axes of `x` with the first of the kernel; no bias.
@@ -37,12 +39,9 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., *inputs]` -> `[..., *outputs]`."""
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes),
-            (*self.inputs, *self.outputs),
-            self.param_dtype,
-        )
+        init = nn.initializers.normal(self.std)
+        shape = (*self.inputs, *self.outputs)
+        kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype)
         n = len(self.inputs)
         # Two plain matrices: the form every backend has a fast path for.
         lead = x.shape[: x.ndim - n]
