@@ -178,6 +178,7 @@ def _combinations(
                     document.places[right] = Place(document.where(key))
             else:
                 spoilt.add(key)
+        values = with_defaults(cls, values)
         config, errors = _validate(adapter, values)
         if config is not None:
             return found

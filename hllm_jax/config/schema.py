@@ -10,6 +10,7 @@ import typing
 from typing import Any
 
 from hllm_jax.config.convert import plain
+from hllm_jax.config.declare import Invalid
 
 
 @functools.cache
@@ -104,7 +105,11 @@ def with_defaults(cls: type, given: dict[str, Any]) -> dict[str, Any]:
     """
     values = dict(given)
     for field in dataclasses.fields(cls):
-        if not field.init or field.name not in given:
+        if not field.init:
+            continue
+        if field.name not in given:
+            if _refused(field):
+                values[field.name] = {}  # the loader then says what is missing from it, and where
             continue
         value, annotation = given[field.name], fields(cls)[field.name]
         direct, items = sections(annotation), item_sections(annotation)
@@ -140,5 +145,16 @@ def _over(default: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
+        return None if _refused(field) else field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
+
+
+def _refused(field: dataclasses.Field[Any]) -> bool:
+    """Whether the default is a section that its own check refuses: something in it must be given."""
+    if field.default_factory is dataclasses.MISSING:
+        return False
+    try:
+        field.default_factory()
+    except Invalid:
+        return True
+    return False

@@ -27,13 +27,13 @@ PLAIN: list[tuple[str, str, str]] = [
 class Loader(yaml.SafeLoader):
     """Composes nodes with YAML 1.2 plain scalars."""
 
-    yaml_implicit_resolvers = dict[str, Any]()
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML keeps one table per class)
 
 
 class Dumper(yaml.SafeDumper):
     """Writes text in quotes exactly where `Loader` would read something else."""
 
-    yaml_implicit_resolvers = dict[str, Any]()
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML keeps one table per class)
 
     def ignore_aliases(self, data: Any) -> bool:
         """Write every value out: a reader should not have to follow anchors."""

@@ -323,3 +323,23 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 def test_an_alias_is_followed(tmp_path: Path) -> None:
     path = write(tmp_path, "model: &m {heads: 6, kv_heads: 3}\ndraft: *m\n")
     assert load_config(Config, path).draft == Model(heads=6, kv_heads=3)
+
+
+@config
+class Length:
+    steps: int | None = None
+    width: int = 3
+
+    def __post_init__(self) -> None:
+        Invalid.check([(self.steps is None, "steps", "must be given")])
+
+
+@config
+class Demanding:
+    length: Length = dataclasses.field(default_factory=Length)
+
+
+def test_a_default_that_refuses_itself_asks_for_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match=r"defaults: length.steps = null: must be given"):
+        load_config(Demanding)
+    assert load_config(Demanding, None, ["length.steps=2"]).length == Length(steps=2)
