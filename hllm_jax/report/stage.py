@@ -1,0 +1,182 @@
+"""Reading one run folder, whatever state it was left in."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+# A run that has logged within this time counts as running.
+FRESH_SECONDS = 180
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One run: its configuration and what it has logged so far.
+
+    Attributes:
+        name: the folder's name.
+        folder: the run folder.
+        config: the resolved configuration, nested; empty if it is not there.
+        config_text: `config.yaml` as it stands.
+        platform: what the run recorded of devices and versions.
+        steps: logged training steps, ascending in `step`.
+        evaluations: lines with `eval/…` keys, ascending in `step`.
+        samples: lines of `samples.jsonl`, ascending in `step`.
+        damaged: lines of `metrics.jsonl` that are no JSON (the last one of a killed run).
+        state: whether the planned steps are done, and if not whether somebody is still at it.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    platform: dict[str, Any]
+    steps: tuple[Line, ...]
+    evaluations: tuple[Line, ...]
+    samples: tuple[Line, ...]
+    damaged: int
+    state: Literal["finished", "running", "interrupted", "not started"]
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that was logged; 0 before the first."""
+        return int(max((line["step"] for line in self.steps), default=0))
+
+    @property
+    def planned_steps(self) -> int | None:
+        """`train.steps` of the configuration."""
+        steps = _at(self.config, "train", "steps")
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens the run has read; `None` where the log does not say."""
+        return max((int(line["tokens"]) for line in self.steps if "tokens" in line), default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Time spent in training steps: step time between logged steps, summed."""
+        total, before = 0.0, 0
+        for line in self.steps:
+            if "step_time_s" not in line:
+                return None
+            total += float(line["step_time_s"]) * (line["step"] - before)
+            before = line["step"]
+        return total if self.steps else None
+
+    def last(self, key: str, lines: Sequence[Line] | None = None) -> float | None:
+        """The newest value of a metric; `None` if it was never logged."""
+        for line in reversed(self.steps + self.evaluations if lines is None else lines):
+            if isinstance(line.get(key), int | float):
+                return float(line[key])
+        return None
+
+
+def read_stage(folder: Path) -> Stage:
+    """Read a run folder; missing files leave their part empty.
+
+    Raises:
+        FileNotFoundError: if the folder is no run folder (neither `config.yaml` nor `metrics.jsonl`).
+    """
+    if not is_run(folder):
+        raise FileNotFoundError(
+            f"{folder} is no run folder: it has neither config.yaml nor metrics.jsonl. "
+            "`hllm report` takes the folder that `run.dir` named."
+        )
+    lines, damaged = _read_lines(folder / "metrics.jsonl")
+    samples, _ = _read_lines(folder / "samples.jsonl")
+    config_text = _read_text(folder / "config.yaml")
+    config = _read_yaml(config_text)
+    steps = _latest(line for line in lines if not _is_evaluation(line))
+    planned = _at(config, "train", "steps")
+    return Stage(
+        name=folder.resolve().name,
+        folder=folder,
+        config=config,
+        config_text=config_text,
+        platform=_read_platform(folder),
+        steps=steps,
+        evaluations=_latest(line for line in lines if _is_evaluation(line)),
+        samples=tuple(sorted(samples, key=lambda line: line["step"])),
+        damaged=damaged,
+        state=_state(folder, steps, planned),
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder was made by a run."""
+    return (folder / "config.yaml").exists() or (folder / "metrics.jsonl").exists()
+
+
+def _state(
+    folder: Path, steps: Sequence[Line], planned: object
+) -> Literal["finished", "running", "interrupted", "not started"]:
+    last = steps[-1]["step"] if steps else 0
+    if isinstance(planned, int) and last >= planned:
+        return "finished"
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists() and time.time() - metrics.stat().st_mtime < FRESH_SECONDS:
+        return "running"
+    return "interrupted" if steps else "not started"
+
+
+def _is_evaluation(line: Line) -> bool:
+    return any(key.startswith("eval/") for key in line)
+
+
+def _latest(lines: Any) -> tuple[Line, ...]:
+    # A step can stand twice in the log of a run that was killed and resumed: the later line is what counts.
+    by_step = {line["step"]: line for line in lines}
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _read_lines(path: Path) -> tuple[list[Line], int]:
+    lines: list[Line] = []
+    damaged = 0
+    for text in _read_text(path).splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        elif text.strip():
+            damaged += 1
+    return lines, damaged
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text("utf-8", errors="replace") if path.exists() else ""
+
+
+def _read_yaml(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_platform(folder: Path) -> dict[str, Any]:
+    text = _read_text(folder / "platform.json")
+    try:
+        found = json.loads(text) if text else {}
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
