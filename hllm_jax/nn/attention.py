@@ -6,7 +6,7 @@ and cannot do the case raises; `auto` takes the fastest that can, and says so on
 
 A kernel with a module of its own offers two functions, imported when it is first considered:
 `unsupported(case: Case) -> str | None`, why it cannot do a case, and the kernel itself, for
-`nn/attention_blocked.py` `blocked_attention(q, k, v, *, segment_ids, window)`.
+`nn/attention_blocked.py` `blocked_attention(q, k, v, *, segment_ids, window, softcap)`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def attention(
     if chosen == "blocked":
         from hllm_jax.nn import attention_blocked
 
-        return attention_blocked.blocked_attention(q, k, v, segment_ids=segment_ids, window=window)
+        return attention_blocked.blocked_attention(
+            q, k, v, segment_ids=segment_ids, window=window, softcap=softcap
+        )
     if chosen == "cudnn":
         return _cudnn(q, k, v, segment_ids, window)
     return _plain(q, k, v, visible(case, segment_ids, slots), softcap)

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from hllm_jax.models.config import DecoderConfig
+    from hllm_jax.models.families.table import Table
 
 
-def families() -> dict[str, ModuleType]:
+class Family(Protocol):
+    """What a page offers; see `families/llama.py`."""
+
+    HF_TYPE: str
+    GGUF_ARCHITECTURE: str
+    HF_NAMES: Table
+    GGUF_NAMES: Table
+    PRESETS: dict[str, DecoderConfig]
+
+    def from_hf(self, published: Mapping[str, Any]) -> DecoderConfig:
+        """config.json -> spec."""
+        ...
+
+    def to_hf(self, spec: DecoderConfig) -> dict[str, Any]:
+        """Spec -> config.json."""
+        ...
+
+    def from_gguf(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderConfig:
+        """GGUF metadata -> spec."""
+        ...
+
+
+def families() -> dict[str, Family]:
     """Name of each family and its page."""
     from hllm_jax.models.families import llama
 
