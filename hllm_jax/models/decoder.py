@@ -159,7 +159,7 @@ class Decoder(nn.Module):
             deterministic: no dropout; otherwise `rngs={"dropout": key}` is needed.
 
         Returns:
-            float32 `[B, L, V]` (zeros of meaning at padding, but never NaN), and the cache, None if none
+            float32 `[B, L, V]` (finite and without meaning at padding), and the cache, None if none
             was given.
 
         Raises:

@@ -64,7 +64,7 @@ def attention(
     """Causal grouped-query attention, `softmax(q kᵀ / √h) v` (Vaswani et al. 2017, eq. 1).
 
     Query t sees key s where s <= t, t - s < `window`, and both lie in one document. Scores and softmax are
-    float32. A query that is padding sees nothing and gives zeros, never NaN.
+    float32. A query that is padding sees no document; what it gives is finite and means nothing.
 
     Args:
         q: `[B, L, H, h]`.
@@ -121,7 +121,7 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, softcap: f
         scores = softcap * jnp.tanh(scores / softcap)
     mask = mask[:, None, None, :, :]
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
+    weights = jax.nn.softmax(scores, axis=-1)
     out = jnp.einsum("BKGLS,BSKh->BLKGh", weights.astype(v.dtype), v)
     return out.reshape(B, L, H, h).astype(q.dtype)
 
@@ -136,14 +136,11 @@ def _cudnn(
         return jax.nn.dot_product_attention(
             q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
         )
-    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, :, None]
-    # A row of which nothing is visible is NaN in the backward pass of some cuDNN versions: let padding see
-    # itself, and take its output away.
-    mask = same | jnp.eye(q.shape[1], dtype=bool)[None]
-    out = jax.nn.dot_product_attention(
-        q, k, v, mask=mask[:, None], is_causal=True, local_window_size=local, implementation="cudnn"
+    # Padding sees padding: a row that sees nothing is NaN in the backward pass of some cuDNN versions.
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=same[:, None], is_causal=True, local_window_size=local, implementation="cudnn"
     )
-    return jnp.where((segment_ids != 0)[:, :, None, None], out, jnp.zeros((), out.dtype))
 
 
 def _case(

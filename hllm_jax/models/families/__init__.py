@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 class Family(Protocol):
     """What a page offers; see `families/llama.py`."""
 
-    HF_TYPE: str
-    GGUF_ARCHITECTURE: str
-    HF_NAMES: Table
-    GGUF_NAMES: Table
-    PRESETS: dict[str, DecoderConfig]
+    @property
+    def HF_TYPE(self) -> str: ...
+    @property
+    def GGUF_ARCHITECTURE(self) -> str: ...
+    @property
+    def HF_NAMES(self) -> Table: ...
+    @property
+    def GGUF_NAMES(self) -> Table: ...
+    @property
+    def PRESETS(self) -> dict[str, DecoderConfig]: ...
 
     def from_hf(self, published: Mapping[str, Any]) -> DecoderConfig:
         """config.json -> spec."""

@@ -158,8 +158,8 @@ class Table:
             embedding = self.entry("embed/embedding").theirs
             if not np.array_equal(tensors.read(self.tied), tensors.read(embedding)):
                 raise TensorsError(
-                    f"{tensors.where}: the config says that head and embedding are tied, but {self.tied} differs "
-                    f"from {embedding}: set tie_word_embeddings to false"
+                    f"{tensors.where}: the config ties head and embedding, but {self.tied} differs from "
+                    f"{embedding}: set tie_word_embeddings to false"
                 )
 
     def check(self, tensors: Tensors, entries: Iterable[Entry], shapes: Mapping[str, Shape]) -> None:
