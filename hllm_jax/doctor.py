@@ -95,6 +95,41 @@ def examine(timeout_s: float = 120.0) -> dict[str, Any]:
     return report
 
 
+def show(report: Mapping[str, Any]) -> None:
+    """Print what `examine` found for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    devices: dict[str, int] = {}
+    for device in report["devices"]:
+        size = f" {device['memory_bytes'] / 2**30:.0f} GiB" if device["memory_bytes"] else ""
+        devices[device["kind"] + size] = devices.get(device["kind"] + size, 0) + 1
+    table.add_row("platform", f"{report['platform'] or 'none starts'} (in {report['start_s']} s)")
+    table.add_row("devices", ", ".join(f"{count} x {kind}" for kind, count in devices.items()) or "none")
+    table.add_row("machine", f"{report['machine']['cores']} cores, {report['machine']['system']}")
+    host = report["memory"]["host_bytes"]
+    table.add_row("memory", f"{host / 2**30:.1f} GiB for this process" if host else "unknown")
+    if report["memory"]["device_reservation"]:
+        table.add_row("", f"device memory: {report['memory']['device_reservation']}")
+    table.add_row("python", report["machine"]["python"])
+    table.add_row("versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    table.add_row(
+        "settings", ", ".join(f"{name}={value}" for name, value in report["settings"].items()) or "none"
+    )
+    table.add_row("cache", report["machine"]["cache"])
+    console.print(table)
+    for finding in report["problems"]:
+        console.print(f"\n[red]wrong:[/red] {escape(finding['problem'])}")
+        console.print(f"[green]mend:[/green]  {escape(finding['remedy'])}")
+    if not report["problems"]:
+        console.print("\n[green]nothing is wrong[/green]")
+
+
 def ask_jax(environment: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
     """What jax says of its devices: `platform, devices, …`, or `error` with the last line it said."""
     try:

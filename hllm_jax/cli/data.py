@@ -1,0 +1,77 @@
+"""Commands on data: `data list`, `data prepare NAME`, `data inspect CONFIG`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the group to the parser."""
+    group = commands.add_parser(
+        "data", help="list corpora, prepare one, or look at the rows a config trains on"
+    )
+    actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    parser = actions.add_parser("list", help="registered corpora: language, size, licence")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=list_corpora)
+
+    parser = actions.add_parser("prepare", help="fetch and build a corpus")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--json", action="store_true", help="print its record as JSON")
+    parser.set_defaults(run=prepare)
+
+    parser = actions.add_parser("inspect", help="tokens, weights and segments of the first rows of a config")
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument(
+        "--rows", type=int, default=1, metavar="N", help="how many rows (default: %(default)s)"
+    )
+    parser.set_defaults(run=inspect)
+
+
+def list_corpora(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """`hllm data list`."""
+    from hllm_jax.data.corpora.registry import corpora_table
+    from hllm_jax.data.corpora.registry import list_corpora as corpora
+
+    if not args.json:
+        from rich.console import Console
+
+        Console().print(corpora_table())
+    return [_record(corpus) for corpus in corpora()]
+
+
+def prepare(args: argparse.Namespace) -> dict[str, Any]:
+    """`hllm data prepare NAME`."""
+    from hllm_jax.data.corpora.registry import prepare_corpus
+
+    corpus = _record(prepare_corpus(args.name))
+    if not args.json:
+        for name, value in corpus.items():
+            print(f"{name:12} {value}")
+    return corpus
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """`hllm data inspect CONFIG`."""
+    from hllm_jax.data.inspect import show_rows
+    from hllm_jax.recipes import load_run_config
+
+    _, config = load_run_config(args.config, args.overrides)
+    show_rows(config, args.rows)
+
+
+def _record(corpus: Any) -> dict[str, Any]:
+    """The public fields of a corpus that JSON can say."""
+    return {
+        field.name: getattr(corpus, field.name)
+        for field in dataclasses.fields(corpus)
+        if isinstance(getattr(corpus, field.name), (str, int, float, bool, tuple, list, dict, type(None)))
+    }

@@ -1,0 +1,109 @@
+"""The entry point of `hllm`: the parser, where output goes, and what an error looks like.
+
+A command is a function of the parsed arguments. What it returns is the JSON of `--json`; without that option
+it prints for people and the value is dropped. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+import hllm_jax
+from hllm_jax.cli import data, machine, model, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells do
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 after a user's error, 130 after Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    as_json: bool = getattr(args, "json", False)
+    try:
+        with _stdout_for_json(as_json) as stdout:
+            result = args.run(args)
+            if as_json:
+                json.dump(plain_json(result), stdout, ensure_ascii=False, indent=2, allow_nan=False)
+                stdout.write("\n")
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has gone; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("HLLM_DEBUG") == "1":
+            raise
+        print(f"hllm {args.command}: {_message(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each group of commands adds its own."""
+    parser = argparse.ArgumentParser(
+        prog="hllm",
+        description="Large language models in JAX: from text to tokens, training, and chat.",
+        epilog="HLLM_DEBUG=1 shows the traceback of an error. HLLM_CACHE is where data is kept.",
+    )
+    parser.add_argument("--version", action="version", version=f"hllm {hllm_jax.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for group in (train, model, data, machine):
+        group.add_commands(commands)
+    return parser
+
+
+def plain_json(value: Any) -> Any:
+    """`value` without what JSON cannot say: tuples become lists, numbers that are not finite null."""
+    if isinstance(value, dict):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        return plain_json(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+@contextlib.contextmanager
+def _stdout_for_json(as_json: bool) -> Iterator[TextIO]:
+    """With `--json`, a stream that alone reaches standard output; whatever else is printed goes to stderr.
+
+    Libraries below Python print too, so the file descriptor itself is moved.
+    """
+    if not as_json:
+        yield sys.stdout
+        return
+    real = sys.stdout
+    try:
+        descriptor = real.fileno()
+    except (OSError, ValueError):  # a test's or notebook's own stream: only Python's prints can be moved
+        with contextlib.redirect_stdout(sys.stderr):
+            yield real
+        return
+    real.flush()
+    kept = os.dup(descriptor)
+    os.dup2(2, descriptor)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout, contextlib.redirect_stdout(sys.stderr):
+            yield stdout
+    finally:
+        real.flush()
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
