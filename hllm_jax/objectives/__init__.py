@@ -1,0 +1,11 @@
+"""What is minimised: pure functions from variables and a batch to sums, whose means are taken over the global batch."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from hllm_jax.objectives.language_model import causal_lm as causal_lm
+    from hllm_jax.objectives.language_model import cross_entropy as cross_entropy
+    from hllm_jax.objectives.sums import Loss as Loss
+    from hllm_jax.objectives.sums import Sums as Sums
+    from hllm_jax.objectives.sums import add as add
+    from hllm_jax.objectives.sums import mean as mean

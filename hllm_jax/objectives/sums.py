@@ -1,0 +1,46 @@
+"""Sums and the one helper that turns them into means.
+
+A mean of means over micro-batches, devices or batches of unequal token counts is not the mean over tokens.
+So an objective never divides: it returns numerators and denominators, whoever splits the batch adds them up,
+and `mean` divides once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+#: Name -> (numerator, denominator), float32 scalars; their quotient is the mean of that name.
+Sums: TypeAlias = dict[str, tuple[jax.Array, jax.Array]]
+
+#: A batch as the model sees it: name -> array with a leading batch axis (`LMBatch` and its kin).
+Batch: TypeAlias = Mapping[str, jax.Array]
+
+#: Linen variables: collection -> tree of arrays.
+Variables: TypeAlias = Mapping[str, Any]
+
+
+class Loss(Protocol):
+    """An objective. The numerator of its entry `"loss"` is differentiated; denominators depend on data alone."""
+
+    def __call__(self, variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
+        """Sums over the rows of `batch`; `rng=None` means evaluation (no dropout)."""
+        ...
+
+
+def mean(sums: Sums) -> dict[str, jax.Array]:
+    """The quotient of every entry, float32; 0 where the denominator is 0 (a batch that trains no token)."""
+    means: dict[str, jax.Array] = {}
+    for name, (numerator, denominator) in sums.items():
+        empty = denominator == 0
+        safe = jnp.where(empty, jnp.ones_like(denominator), denominator)
+        means[name] = jnp.where(empty, jnp.zeros_like(numerator), numerator / safe)
+    return means
+
+
+def add(left: Sums, right: Sums) -> Sums:
+    """Sums over two disjoint parts of a batch. Both have the same names."""
+    return {name: (left[name][0] + right[name][0], left[name][1] + right[name][1]) for name in left}

@@ -1,0 +1,269 @@
+"""The layout of a train state: shapes and shardings first, arrays afterwards, each where it belongs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+
+from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
+from hllm_jax.parallel.state import Predicate, TrainState, Tree, everything, split
+
+Path = tuple[str, ...]
+
+
+class LayoutError(ValueError):
+    """Arrays that the mesh cannot hold as the rules say, or weights that are not those of the model."""
+
+
+class HasInit(Protocol):
+    """The part of an optimizer that a layout needs."""
+
+    def init(self, params: Any) -> Any:
+        """State for these parameters (arrays or their shapes)."""
+        ...
+
+
+class Layout:
+    """Shapes and shardings of a `TrainState`, known before any array exists.
+
+    Args:
+        mesh: from `make_mesh`.
+        rules: from `make_rules`.
+        model: Linen module whose `init(key, tokens)` makes the variables.
+        optimizer: anything with `init(params)`; None for a state that is only evaluated.
+        trainable: predicate over variable paths.
+
+    Attributes:
+        abstract_state: `TrainState` of `jax.ShapeDtypeStruct` that carry their sharding.
+        shardings: `TrainState` of `NamedSharding`.
+        gradient_shardings: shardings of the gradient of `trainable`.
+
+    Raises:
+        LayoutError: an axis does not divide over the mesh axes that should split it.
+    """
+
+    def __init__(
+        self,
+        mesh: jax.sharding.Mesh,
+        rules: Rules,
+        model: nn.Module,
+        optimizer: HasInit | None,
+        trainable: Predicate = everything,
+    ) -> None:
+        self.mesh = mesh
+        self.rules = rules
+        self.model = model
+        self.optimizer = optimizer
+        self.trainable = trainable
+
+        boxed = jax.eval_shape(self._variables, jax.random.key(0))
+        shapes = flatten_dict(meta.unbox(boxed))
+        self._names: dict[Path, tuple[str | None, ...]] = {
+            path: _padded(names, shapes[path].ndim)
+            for path, names in flatten_dict(nn.get_partition_spec(boxed)).items()
+        }
+        _check_divisible(shapes, self._names, rules, mesh)
+
+        abstract, frozen = split(unflatten_dict(shapes), trainable)
+        variables = self._shardings(rules.parameters)
+        of_trainable, of_frozen = split(variables, trainable)
+        self.gradient_shardings, _ = split(self._shardings(rules.gradients), trainable)
+        opt_state = jax.eval_shape(optimizer.init, abstract) if optimizer else ()
+        scalar = NamedSharding(mesh, PartitionSpec())
+        self.shardings = TrainState(
+            step=scalar,
+            trainable=of_trainable,
+            frozen=of_frozen,
+            opt_state=self._like_parameters(opt_state, abstract),
+            rng=scalar,
+        )
+        shapes_of_state = TrainState(
+            step=jax.ShapeDtypeStruct((), jnp.int32),
+            trainable=abstract,
+            frozen=frozen,
+            opt_state=opt_state,
+            rng=jax.ShapeDtypeStruct((2,), jnp.uint32),
+        )
+        self.abstract_state: TrainState = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            shapes_of_state,
+            self.shardings,
+        )
+
+    # -- arrays ---------------------------------------------------------------------------------------------
+
+    def init(self, seed: int, load: Mapping[str, Any] | None = None) -> TrainState:
+        """A fresh state, made sharded: no device ever holds a whole copy of what it should hold a part of.
+
+        Args:
+            seed: of the initial weights and of the state's `rng`. The weights do not depend on the mesh.
+            load: initial weights instead, the tree of the collection `params` (NumPy or JAX arrays).
+
+        Raises:
+            LayoutError: `load` has other names or shapes than the model.
+        """
+        rng = jax.random.key_data(jax.random.key(seed))
+        if load is None:
+
+            def fresh(rng: jax.Array) -> TrainState:
+                key = jax.random.fold_in(jax.random.wrap_key_data(rng), 0)
+                return self._state(meta.unbox(self._variables(key)), rng)
+
+            return jax.jit(fresh, out_shardings=self.shardings)(rng)
+        variables = self.place({"params": load})
+        state = jax.jit(self._state, out_shardings=self.shardings, donate_argnums=0)
+        return state(variables, rng)
+
+    def place(self, variables: Mapping[str, Any]) -> Tree:
+        """Foreign variables as sharded arrays of the model's dtypes, after a check of names and shapes."""
+        given = {
+            path: np.asarray(leaf) if not hasattr(leaf, "shape") else leaf
+            for path, leaf in flatten_dict(dict(variables)).items()
+        }
+        wanted = flatten_dict(self.abstract_state.variables)
+        compare(
+            {"/".join(p): tuple(x.shape) for p, x in given.items()},
+            {"/".join(p): tuple(x.shape) for p, x in wanted.items()},
+            what="the weights to load",
+        )
+        placed = {
+            path: jax.device_put(np.asarray(given[path]).astype(want.dtype, copy=False), want.sharding)
+            for path, want in wanted.items()
+        }
+        return unflatten_dict(placed)
+
+    # -- batches --------------------------------------------------------------------------------------------
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Sharding of batch arrays `[B, L]`: rows over data, fsdp and expert, positions over context."""
+        return NamedSharding(self.mesh, spec(("batch", "length"), self.rules.activations))
+
+    def check_batch(self, batch_size: int, accumulation: int = 1) -> None:
+        """Refuse a batch size that does not divide into microbatches and over the devices.
+
+        Raises:
+            LayoutError: with the nearest sizes that do.
+        """
+        over = math.prod(self.mesh.shape[axis] for axis in BATCH)
+        unit = over * accumulation
+        if batch_size % unit:
+            near = sorted({max(unit, batch_size // unit * unit), (batch_size // unit + 1) * unit})
+            raise LayoutError(
+                f"train.batch_size={batch_size} does not divide into train.accumulation={accumulation} "
+                f"microbatches over {over} data-parallel devices; {' or '.join(map(str, near))} would"
+            )
+
+    def local_rows(self, batch_size: int) -> slice:
+        """The rows of a global batch that this process feeds."""
+        index = self.batch_sharding.addressable_devices_indices_map((batch_size, self.mesh.shape["context"]))
+        rows = [where[0] for where in index.values() if where is not None]
+        starts = [row.start or 0 for row in rows]
+        stops = [batch_size if row.stop is None else row.stop for row in rows]
+        return slice(min(starts), max(stops))
+
+    def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """This process's rows of a batch (NumPy) as global arrays on the mesh."""
+        where = self.batch_sharding
+        if jax.process_count() == 1:
+            return {name: jax.device_put(rows, where) for name, rows in batch.items()}
+        return {name: jax.make_array_from_process_local_data(where, rows) for name, rows in batch.items()}
+
+    @contextlib.contextmanager
+    def activations(self) -> Iterator[None]:
+        """While tracing a model in here, `with_logical_constraint` means this mesh and these rules."""
+        if self.mesh.size == 1:
+            yield
+            return
+        table = [(name, axes) for name, axes in self.rules.activations.items()]
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh), nn.logical_axis_rules(table):
+            yield
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def _variables(self, key: jax.Array) -> Any:
+        return self.model.init(key, jnp.zeros((1, 1), jnp.int32))
+
+    def _state(self, variables: Tree, rng: jax.Array) -> TrainState:
+        trainable, frozen = split(variables, self.trainable)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            trainable=trainable,
+            frozen=frozen,
+            opt_state=self.optimizer.init(trainable) if self.optimizer else (),
+            rng=rng,
+        )
+
+    def _shardings(self, table: Table) -> Tree:
+        flat = {path: NamedSharding(self.mesh, spec(names, table)) for path, names in self._names.items()}
+        return unflatten_dict(flat)
+
+    def _like_parameters(self, opt_state: Any, parameters: Tree) -> Any:
+        """Each leaf that has the path and the shape of a parameter is sharded as the optimizer rules say of
+        that parameter; whatever else an optimizer keeps (counts, factored moments) is replicated."""
+        shapes = {path: leaf.shape for path, leaf in flatten_dict(parameters).items()}
+
+        def where(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+            owner = next((keys[i:] for i in range(len(keys)) if keys[i:] in shapes), None)
+            if owner is None or shapes[owner] != leaf.shape:
+                return NamedSharding(self.mesh, PartitionSpec())
+            return NamedSharding(self.mesh, spec(self._names[owner], self.rules.optimizer))
+
+        return jax.tree_util.tree_map_with_path(where, opt_state)
+
+
+def compare(given: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """Refuse a tree whose names or shapes are not the model's, naming every difference.
+
+    Raises:
+        LayoutError: lists missing, unexpected and differently shaped arrays (the first ten of each).
+    """
+    missing = sorted(wanted.keys() - given.keys())
+    unexpected = sorted(given.keys() - wanted.keys())
+    other = sorted(name for name in wanted.keys() & given.keys() if given[name] != wanted[name])
+    if not (missing or unexpected or other):
+        return
+    lines = [f"{what} do not fit the model of this config:"]
+    for title, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            lines.append(f"  {title}: {', '.join(names[:10])}{' …' if len(names) > 10 else ''}")
+    lines += [f"  {name}: {given[name]} there, {wanted[name]} in the model" for name in other[:10]]
+    if len(other) > 10:
+        lines.append(f"  … and {len(other) - 10} more of another shape")
+    raise LayoutError("\n".join(lines))
+
+
+def _padded(names: Any, rank: int) -> tuple[str | None, ...]:
+    return tuple(names or ()) + (None,) * (rank - len(tuple(names or ())))
+
+
+def _check_divisible(
+    shapes: Mapping[Path, Any],
+    names: Mapping[Path, tuple[str | None, ...]],
+    rules: Rules,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    problems: dict[str, str] = {}
+    for table in (rules.parameters, rules.gradients, rules.optimizer):
+        for path, axes in names.items():
+            for name, size, over in zip(axes, shapes[path].shape, mesh_axes(axes, table), strict=True):
+                ways = math.prod(mesh.shape[axis] for axis in over)
+                if size % ways:
+                    fits = max(w for w in range(1, ways + 1) if size % w == 0)
+                    problems[str(name)] = (
+                        f"  {name} = {size} (in {'/'.join(path)}) over {'x'.join(over)} = {ways}: "
+                        f"the nearest that divides is {fits}, or {name} = {math.ceil(size / ways) * ways}"
+                    )
+    if problems:
+        raise LayoutError("the model does not divide over the mesh:\n" + "\n".join(problems.values()))

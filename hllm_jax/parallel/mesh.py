@@ -1,0 +1,61 @@
+"""The device mesh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+
+from hllm_jax.parallel.config import AXES, MeshConfig, Strategy
+
+#: The axis that takes all devices where a config names none.
+HOME = {"ddp": "data", "zero1": "fsdp", "zero2": "fsdp", "zero3": "fsdp", "hsdp": "fsdp", "tensor": "tensor"}
+
+
+class MeshError(ValueError):
+    """A mesh that the devices cannot form."""
+
+
+def mesh_shape(config: MeshConfig, strategy: Strategy, devices: int) -> dict[str, int]:
+    """Sizes of all axes of `AXES` for so many devices.
+
+    Raises:
+        MeshError: the product is not the number of devices.
+    """
+    sizes = config.sizes() or {HOME[strategy]: -1}
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    shape = dict.fromkeys(AXES, 1) | sizes
+    fill = next((axis for axis, size in sizes.items() if size == -1), None)
+    if fill is not None and devices % fixed == 0:
+        shape[fill] = devices // fixed
+    if math.prod(shape.values()) != devices:
+        given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        best = max(d for d in range(1, devices + 1) if devices % d == 0 and d <= fixed)
+        raise MeshError(
+            f"mesh {{{given}}} needs {'a multiple of ' if fill else ''}{fixed} devices, there are {devices}. "
+            f"Sizes must multiply to {devices} (the nearest product that divides it is {best}); "
+            f"one axis may be -1 to take what is left."
+        )
+    return shape
+
+
+def make_mesh(
+    config: MeshConfig | None = None,
+    strategy: Strategy = "ddp",
+    devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:
+    """A mesh with all six axes (most of size 1) whose axis types are Auto: the compiler places the collectives.
+
+    Args:
+        config: axis sizes; None for all devices on the strategy's own axis.
+        strategy: names that axis.
+        devices: default `jax.devices()`.
+
+    Raises:
+        MeshError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(config or MeshConfig(), strategy, len(devices))
+    kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(shape[axis] for axis in AXES), AXES, kinds, devices=devices)

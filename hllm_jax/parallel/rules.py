@@ -1,0 +1,69 @@
+"""What each logical axis means on the mesh, as data: this table is all that DDP, ZeRO and tensor parallelism are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from jax.sharding import PartitionSpec
+
+from hllm_jax.parallel.config import Strategy
+
+#: Logical axis -> mesh axes that split it; an axis that is missing is not split.
+Table: TypeAlias = Mapping[str, tuple[str, ...]]
+
+#: Axes of parameters that tensor parallelism splits (Shoeybi et al. 2019: columns, then rows).
+TENSOR: Table = {"heads": ("tensor",), "kv_heads": ("tensor",), "mlp": ("tensor",), "vocab": ("tensor",)}
+
+#: Mesh axes over which the rows of a batch are spread.
+BATCH = ("data", "fsdp", "expert")
+
+ACTIVATIONS: Table = {
+    "batch": BATCH,
+    "length": ("context",),
+    "act_heads": ("tensor",),
+    "act_kv_heads": ("tensor",),
+    "act_mlp": ("tensor",),
+    "act_vocab": ("tensor",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """One table for each kind of array that a train step holds."""
+
+    parameters: Table
+    gradients: Table
+    optimizer: Table
+    activations: Table
+
+
+def make_rules(strategy: Strategy) -> Rules:
+    """The rules of a strategy (Rajbhandari et al. 2020, section 5, for the ZeRO stages)."""
+    over = ("fsdp",) if strategy == "hsdp" else ("data", "fsdp")
+    sharded: Table = {**TENSOR, "embed": over}
+    whole: Table = TENSOR
+    stage = {"ddp": 0, "tensor": 0, "zero1": 1, "zero2": 2, "zero3": 3, "hsdp": 3}[strategy]
+    return Rules(
+        parameters=sharded if stage >= 3 else whole,
+        gradients=sharded if stage >= 2 else whole,
+        optimizer=sharded if stage >= 1 else whole,
+        activations=ACTIVATIONS,
+    )
+
+
+def mesh_axes(names: Sequence[str | None], table: Table) -> tuple[tuple[str, ...], ...]:
+    """The mesh axes that split each axis of an array. A mesh axis is used once; the first name wins."""
+    used: set[str] = set()
+    parts: list[tuple[str, ...]] = []
+    for name in names:
+        axes = tuple(axis for axis in table.get(name or "", ()) if axis not in used)
+        used.update(axes)
+        parts.append(axes)
+    return tuple(parts)
+
+
+def spec(names: Sequence[str | None], table: Table) -> PartitionSpec:
+    """The partition spec of an array whose axes have these names."""
+    return PartitionSpec(*(axes or None for axes in mesh_axes(names, table)))

@@ -1,0 +1,241 @@
+"""The sections `run, train, optimizer, schedule, checkpoint, eval, log`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hllm_jax.config import Invalid, config
+
+
+@config
+class RunConfig:
+    """Where a run lives and what it may do.
+
+    Attributes:
+        dir: the run folder; made if missing, resumed if it holds checkpoints.
+        seed: of initial weights, data order and dropout.
+        platform: refuse to run on anything else; `auto` takes what JAX finds.
+        allow_changes: resume although the config differs in what the run is.
+    """
+
+    dir: str = "runs/default"
+    seed: int = 0
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    allow_changes: bool = False
+
+
+@config
+class ProfileConfig:
+    """A profiler trace of a few steps, written to `<run>/profile`; `steps=0` takes none."""
+
+    start: int = 10
+    steps: int = 0
+
+
+@config
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+        steps: updates in all; None takes them from `epochs`.
+        epochs: passes over the data; None repeats it as long as `steps` needs.
+        batch_size: sequences per update, over all devices and microbatches.
+        sequence_length: tokens per row.
+        accumulation: microbatches per update.
+        z_loss: weight of the squared log-partition.
+        nan_policy: what follows a loss or gradient that is not finite. The update is skipped and the batch
+            kept in the run folder either way; `stop` ends the run with a checkpoint, `continue` goes on.
+        nan_limit: with `continue`, so many bad batches in a row end the run all the same.
+        profile: a profiler trace.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 8
+    sequence_length: int = 512
+    accumulation: int = 1
+    z_loss: float = 0.0
+    nan_policy: Literal["stop", "continue"] = "stop"
+    nan_limit: int = 10
+    profile: ProfileConfig = ProfileConfig()
+
+    def __post_init__(self) -> None:
+        micro = max(self.accumulation, 1)
+        Invalid.check(
+            [
+                (
+                    (self.steps is None) == (self.epochs is None),
+                    "steps",
+                    "give train.steps or train.epochs, one of the two",
+                ),
+                (self.steps is not None and self.steps < 1, "steps", f"{self.steps}: at least 1"),
+                (self.epochs is not None and self.epochs < 1, "epochs", f"{self.epochs}: at least 1"),
+                (self.batch_size < 1, "batch_size", f"{self.batch_size}: at least 1"),
+                (self.sequence_length < 2, "sequence_length", f"{self.sequence_length}: at least 2"),
+                (self.accumulation < 1, "accumulation", f"{self.accumulation}: at least 1"),
+                (
+                    self.batch_size % micro != 0,
+                    "accumulation",
+                    f"batch_size {self.batch_size} does not divide into {self.accumulation} microbatches",
+                ),
+                (self.z_loss < 0, "z_loss", f"{self.z_loss}: 0 or more"),
+            ]
+        )
+
+
+@config
+class OptimizerConfig:
+    """The optimizer. Weight decay is decoupled (Loshchilov & Hutter 2019) and touches matrices only.
+
+    Attributes:
+        name: `adamw`; `adafactor` (Shazeer & Stern 2018), `lion` (Chen et al. 2023), `muon` (Jordan et al. 2024:
+            matrices between hidden layers, AdamW for the rest).
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: per unit of learning rate.
+        clip_norm: largest global norm of the gradient; None for no clipping.
+        mu_dtype: dtype of the first moment (of momentum for Muon and Lion).
+    """
+
+    name: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        Invalid.check(
+            [
+                (not all(0 <= b < 1 for b in self.betas), "betas", f"{self.betas}: each in [0, 1)"),
+                (self.eps <= 0, "eps", f"{self.eps}: above 0"),
+                (self.weight_decay < 0, "weight_decay", f"{self.weight_decay}: 0 or more"),
+                (
+                    self.clip_norm is not None and self.clip_norm <= 0,
+                    "clip_norm",
+                    f"{self.clip_norm}: above 0, or null for no clipping",
+                ),
+            ]
+        )
+
+
+@config
+class ScheduleConfig:
+    """The learning rate as a function of the update: from `start` up to `peak`, then down to `end`.
+
+    Attributes:
+        kind: `cosine` (to `end`), `linear` (to `end`), `wsd` (stays at `peak`, falls over the last `decay` of
+            the updates: warm-up, stable, decay; Hu et al. 2024), `constant`.
+        peak: the largest learning rate.
+        warmup: updates of linear warm-up; a number below 1 is a share of all updates.
+        start: learning rate of update 0 as a share of the peak, if there is a warm-up.
+        end: learning rate of the last update as a share of the peak.
+        decay: for `wsd`, the share of all updates that decays.
+    """
+
+    kind: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    peak: float = 3e-4
+    warmup: float = 0.02
+    start: float = 0.0
+    end: float = 0.1
+    decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        Invalid.check(
+            [
+                (self.peak < 0, "peak", f"{self.peak}: 0 or more"),
+                (self.warmup < 0, "warmup", f"{self.warmup}: 0 or more"),
+                (
+                    self.warmup >= 1 and self.warmup != int(self.warmup),
+                    "warmup",
+                    f"{self.warmup}: a whole number of updates, or a share below 1",
+                ),
+                (not 0 <= self.start <= 1, "start", f"{self.start}: a share of the peak, 0 to 1"),
+                (not 0 <= self.end <= 1, "end", f"{self.end}: a share of the peak, 0 to 1"),
+                (
+                    not 0 < self.decay <= 1,
+                    "decay",
+                    f"{self.decay}: a share of the updates, above 0, at most 1",
+                ),
+            ]
+        )
+
+
+@config
+class CheckpointConfig:
+    """Checkpoints, written in the background to `<run>/checkpoints`.
+
+    Attributes:
+        every: updates between two; None only at the end. The last update is always saved.
+        keep: so many of the newest stay.
+        best: and the best by this evaluation metric (smaller is better); None for none.
+    """
+
+    every: int | None = 500
+    keep: int = 2
+    best: str | None = "eval/loss"
+
+    def __post_init__(self) -> None:
+        Invalid.check(
+            [
+                (self.every is not None and self.every < 1, "every", f"{self.every}: at least 1, or null"),
+                (self.keep < 1, "keep", f"{self.keep}: at least 1"),
+            ]
+        )
+
+
+@config
+class EvalConfig:
+    """Evaluation on held-out data.
+
+    Attributes:
+        every: updates between two; None only at the end; 0 never.
+        batches: batches of `train.batch_size` rows, always the same ones.
+    """
+
+    every: int | None = 500
+    batches: int = 8
+
+    def __post_init__(self) -> None:
+        Invalid.check(
+            [
+                (self.every is not None and self.every < 0, "every", f"{self.every}: 0 or more, or null"),
+                (
+                    self.batches < 1,
+                    "batches",
+                    f"{self.batches}: at least 1 (eval.every=0 switches evaluation off)",
+                ),
+            ]
+        )
+
+
+@config
+class SampleConfig:
+    """Texts that the model writes now and then; `every` as in `eval`."""
+
+    every: int | None = None
+    prompts: tuple[str, ...] = ()
+    max_tokens: int = 64
+    temperature: float = 0.8
+
+
+@config
+class LogConfig:
+    """What is written down.
+
+    Attributes:
+        every: updates between two lines of `metrics.jsonl`.
+        progress: the live progress line.
+        tensorboard: also write TensorBoard events (needs tensorboardX).
+        tracker: also send to `wandb` or `swanlab`, if installed.
+        samples: texts the model writes while it learns.
+    """
+
+    every: int = 10
+    progress: bool = True
+    tensorboard: bool = False
+    tracker: Literal["wandb", "swanlab"] | None = None
+    samples: SampleConfig = SampleConfig()
+
+    def __post_init__(self) -> None:
+        Invalid.check([(self.every < 1, "every", f"{self.every}: at least 1")])

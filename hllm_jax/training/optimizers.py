@@ -1,0 +1,112 @@
+"""Optimizers by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hllm_jax.training.config import OptimizerConfig, ScheduleConfig
+from hllm_jax.training.schedules import Schedule, make_schedule
+
+#: Last names of variables that are vectors even when a scan has stacked them into a matrix.
+VECTORS = ("scale", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An Optax transformation at learning rate 1, and the schedule that scales it.
+
+    The learning rate stays outside, so that it is a function of `TrainState.step` alone: a run that is resumed
+    with more steps, or that skipped an update, is where its schedule says.
+    """
+
+    transform: optax.GradientTransformation
+    schedule: Schedule
+
+    def init(self, params: Any) -> Any:
+        """The optimizer state for these trainable variables."""
+        return self.transform.init(params)
+
+    def update(self, gradients: Any, state: Any, params: Any, step: jax.Array) -> tuple[Any, Any]:
+        """One update.
+
+        Args:
+            gradients: of the loss over the whole global batch, like `params`.
+            state: of the optimizer.
+            params: the trainable variables.
+            step: int32 scalar, the update's number, from 0.
+
+        Returns:
+            The new variables, in their own dtypes, and the new state.
+        """
+        updates, state = self.transform.update(gradients, state, params)
+        rate = self.schedule(step)
+        return jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), params, updates), state
+
+
+def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> Optimizer:
+    """The optimizer of a run of so many updates; clipping is by the norm of the whole global gradient."""
+    b1, b2 = config.betas
+    decay, mu = config.weight_decay, jnp.dtype(config.mu_dtype)
+    if config.name == "adamw":
+        main = optax.adamw(1.0, b1, b2, config.eps, mu_dtype=mu, weight_decay=decay, mask=decays)
+    elif config.name == "lion":
+        main = optax.lion(1.0, b1, b2, mu_dtype=mu, weight_decay=decay, mask=decays)
+    elif config.name == "muon":
+        # Updates have the root mean square of AdamW's, so that its learning rates carry over (Liu et al. 2025).
+        main = optax.contrib.muon(
+            1.0,
+            beta=0.95,
+            weight_decay=decay,
+            mu_dtype=mu,
+            adam_b1=b1,
+            adam_b2=b2,
+            adam_learning_rate=1.0,
+            muon_weight_dimension_numbers=hidden_matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        # Steps are relative to the scale of each parameter, as in the paper; `betas` and `eps` do not apply.
+        main = optax.chain(
+            optax.adafactor(learning_rate=None, weight_decay_rate=None),
+            optax.add_decayed_weights(-decay, decays),
+        )
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return Optimizer(optax.chain(*clip, main), make_schedule(schedule, steps))
+
+
+def decays(params: Mapping[str, Any]) -> Any:
+    """Weight decay mask: matrices yes, norms and biases no, whether or not a scan has stacked them."""
+    flat = flatten_dict(dict(params))
+    return unflatten_dict({path: leaf.ndim > 1 and path[-1] not in VECTORS for path, leaf in flat.items()})
+
+
+def hidden_matrices(params: Mapping[str, Any]) -> Any:
+    """For Muon: which axes of each weight are its input and which its output, None for AdamW.
+
+    A kernel is an input and an output, of which one may be a pair of axes (`[D, H, h]`, and `[H, h, D]` for the
+    output of attention); axes that a scan has put in front are a batch of matrices. Embedding, head and vectors
+    go to AdamW (Jordan et al. 2024).
+    """
+
+    def axes(path: tuple[str, ...], leaf: Any) -> Any:
+        if path[-1] != "kernel" or "head" in path:
+            return None
+        lead = 1 if "layers" in path else 0
+        rank = leaf.ndim - lead
+        if rank == 2:
+            return optax.contrib.MuonDimensionNumbers((lead,), (lead + 1,))
+        if rank == 3 and "out" in path:
+            return optax.contrib.MuonDimensionNumbers((lead, lead + 1), (lead + 2,))
+        if rank == 3:
+            return optax.contrib.MuonDimensionNumbers((lead,), (lead + 1, lead + 2))
+        return None
+
+    flat = flatten_dict(dict(params))
+    return unflatten_dict({path: axes(path, leaf) for path, leaf in flat.items()})

@@ -1,0 +1,69 @@
+"""Learning rate schedules whose start, peak and end are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from hllm_jax.training.config import ScheduleConfig
+
+#: Update (int32 scalar, from 0) -> learning rate (float32 scalar).
+Schedule: TypeAlias = Callable[[jax.Array], jax.Array]
+
+
+def warmup_updates(config: ScheduleConfig, steps: int) -> int:
+    """Updates of warm-up: `config.warmup`, or that share of `steps`."""
+    return round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+
+
+def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
+    """The schedule of a run of so many updates, counted in updates and not in microbatches.
+
+    With w updates of warm-up and the last update T = steps - 1:
+
+        n < w           start·peak + (1 - start)·peak · n/w        (update w has exactly `peak`)
+        cosine          end + (peak - end)·(1 + cos(π·r))/2,       r = (n - w)/(T - w)
+        linear          end + (peak - end)·(1 - r)
+        wsd             peak until d = decay·steps updates are left, then linear to end
+        constant        peak
+
+    `end` here is `config.end · peak`; update T has exactly that, and so has everything after it.
+
+    Raises:
+        ValueError: the warm-up (and the decay of `wsd`) does not fit into the steps.
+    """
+    warmup, last = warmup_updates(config, steps), steps - 1
+    peak, start, end = config.peak, config.start * config.peak, config.end * config.peak
+    begin = warmup
+    if config.kind == "wsd":
+        begin = max(last - round(config.decay * steps), 0)
+    if warmup > last and steps > 1:
+        raise ValueError(
+            f"schedule.warmup = {warmup} updates does not fit into train.steps = {steps}: at most {last}"
+        )
+    if config.kind == "wsd" and begin < warmup:
+        raise ValueError(
+            f"schedule.warmup = {warmup} updates and schedule.decay = {config.decay} "
+            f"({last - begin} updates) overlap in train.steps = {steps}"
+        )
+
+    def schedule(step: jax.Array) -> jax.Array:
+        n = jnp.asarray(step, jnp.float32)
+        rising = start + (peak - start) * (n / max(warmup, 1))
+        # In this order, so that r is exactly 1 at the last update and 0 at the first after the warm-up.
+        r = jnp.clip((n - begin) / max(last - begin, 1), 0.0, 1.0)
+        if config.kind == "cosine":
+            falling = end + (peak - end) * (0.5 * (1.0 + jnp.cos(jnp.pi * r)))
+        elif config.kind == "constant":
+            falling = jnp.full_like(r, peak)
+        else:
+            falling = end + (peak - end) * (1.0 - r)
+        falling = jnp.where(r == 0.0, peak, falling)
+        if config.kind != "constant":
+            falling = jnp.where(r == 1.0, end, falling)
+        return jnp.where(n < warmup, rising, falling).astype(jnp.float32)
+
+    return schedule

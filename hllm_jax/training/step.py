@@ -1,0 +1,159 @@
+"""The train step: one pure function for every objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from hllm_jax.objectives.sums import Batch, Loss, Sums, add, mean
+from hllm_jax.parallel.layout import Layout
+from hllm_jax.parallel.rules import BATCH
+from hllm_jax.parallel.state import TrainState, Tree, merge
+from hllm_jax.training.optimizers import Optimizer
+
+#: Flat dict of float32 (counts: int32) scalars on the device.
+Metrics: TypeAlias = dict[str, jax.Array]
+
+
+class TrainStep:
+    """`(state, batch) -> (state, metrics)`, compiled once; the state is donated, except what is frozen.
+
+    See `make_train_step`.
+    """
+
+    def __init__(
+        self, function: Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]], layout: Layout
+    ):
+        moving = layout.shardings.replace(frozen={})
+        everywhere = NamedSharding(layout.mesh, PartitionSpec())
+        # What is frozen may be shared with other states (policy and reference): it is read and never donated.
+        self.jitted = jax.jit(
+            function,
+            donate_argnums=0,
+            in_shardings=(moving, layout.shardings.frozen, None),
+            out_shardings=(moving, everywhere),
+        )
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The next state, and the metrics of this update; `state` must not be used again."""
+        frozen = state.frozen
+        state, metrics = self.jitted(state.replace(frozen={}), frozen, batch)
+        return state.replace(frozen=frozen), metrics
+
+    def lower(self, state: TrainState, batch: Mapping[str, Any]) -> jax.stages.Lowered:
+        """The step for these shapes, ready to be compiled without running it."""
+        return self.jitted.lower(state.replace(frozen={}), state.frozen, batch)
+
+    @property
+    def compilations(self) -> int:
+        """For how many different shapes it was compiled so far; one, in a healthy run."""
+        return int(self.jitted._cache_size())
+
+
+def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulation: int = 1) -> TrainStep:
+    """The jitted step.
+
+        gradient = Σ_microbatches ∂(numerator of the loss) / Σ_microbatches (its denominator)
+
+    so that any split of the global batch, over microbatches or devices, gives the gradient of the big batch,
+    however unequal their token counts. Where the loss or the norm of that gradient is not finite, variables and
+    optimizer state stay as they were (`metrics["skipped"]` is 1); `step` goes on all the same.
+
+    Args:
+        loss: the objective.
+        optimizer: its `update` sees the gradient of the global batch.
+        layout: of the state.
+        accumulation: microbatches per update; divides the rows of a batch.
+
+    Returns:
+        The step. Its metrics are the means of the loss's sums, and `grad_norm` (before clipping),
+        `learning_rate`, `tokens` (positions that hold a token, int32) and `skipped`.
+    """
+
+    def gradient(trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Sums]:
+        def numerator(trainable: Tree) -> tuple[jax.Array, Sums]:
+            with layout.activations():
+                sums = loss(merge(trainable, frozen), batch, key)
+            return sums["loss"][0], sums
+
+        (_, sums), gradients = jax.value_and_grad(numerator, has_aux=True)(trainable)
+        return jax.lax.with_sharding_constraint(gradients, layout.gradient_shardings), sums
+
+    def accumulated(trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Sums]:
+        if accumulation == 1:
+            return gradient(trainable, frozen, batch, jax.random.fold_in(key, 0))
+        parts = {name: split_rows(rows, accumulation, layout) for name, rows in batch.items()}
+        shapes = jax.eval_shape(gradient, trainable, frozen, jax.tree.map(lambda x: x[0], parts), key)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def body(total: tuple[Tree, Sums], part: tuple[jax.Array, Batch]) -> tuple[tuple[Tree, Sums], None]:
+            number, rows = part
+            gradients, sums = gradient(trainable, frozen, rows, jax.random.fold_in(key, number))
+            return (jax.tree.map(jnp.add, total[0], gradients), add(total[1], sums)), None
+
+        total, _ = jax.lax.scan(body, zero, (jnp.arange(accumulation), parts))
+        return total
+
+    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
+        gradients, sums = accumulated(state.trainable, frozen, batch, key)
+        metrics = mean(sums)
+        weight = sums["loss"][1]
+        scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
+        gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+        norm = optax.global_norm(gradients)
+
+        trainable, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, state.step)
+        good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        trainable = keep(good, trainable, state.trainable)
+        opt_state = keep(good, opt_state, state.opt_state)
+
+        metrics["grad_norm"] = norm
+        metrics["learning_rate"] = optimizer.schedule(state.step)
+        metrics["tokens"] = count_tokens(batch)
+        metrics["skipped"] = 1.0 - good.astype(jnp.float32)
+        state = TrainState(
+            step=state.step + 1, trainable=trainable, frozen={}, opt_state=opt_state, rng=state.rng
+        )
+        return state, metrics
+
+    return TrainStep(step, layout)
+
+
+def make_eval_step(loss: Loss, layout: Layout) -> Callable[[TrainState, Batch], Sums]:
+    """The jitted `(state, batch) -> sums` of the same objective without dropout; nothing is donated."""
+
+    def evaluate(trainable: Tree, frozen: Tree, batch: Batch) -> Sums:
+        with layout.activations():
+            return loss(merge(trainable, frozen), batch, None)
+
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+    jitted = jax.jit(evaluate, out_shardings=everywhere)
+    return lambda state, batch: jitted(state.trainable, state.frozen, batch)
+
+
+def keep(good: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where `good`, else `old`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+
+def split_rows(rows: jax.Array, parts: int, layout: Layout) -> jax.Array:
+    """`[B, …]` -> `[parts, B/parts, …]`: part i gets the rows i, i + parts, …
+
+    Each device splits the rows that it holds, so nothing is sent anywhere.
+    """
+    split = jnp.moveaxis(rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 1, 0)
+    where = NamedSharding(layout.mesh, PartitionSpec(None, BATCH))
+    return jax.lax.with_sharding_constraint(split, where)
+
+
+def count_tokens(batch: Batch) -> jax.Array:
+    """Positions of a batch that hold a token, int32."""
+    if "segment_ids" in batch:
+        return jnp.sum((batch["segment_ids"] != 0).astype(jnp.int32))
+    return jnp.asarray(next(iter(batch.values())).size, jnp.int32)
