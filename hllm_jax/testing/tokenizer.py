@@ -1,0 +1,133 @@
+"""A tokenizer for tests: one token a byte, ChatML rendering, nothing to train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
+PAD, BOS, EOS, IM_START, IM_END = range(len(SPECIAL))
+FIRST_BYTE = len(SPECIAL)
+
+
+class ByteTokenizer:
+    """The whole tokenizer contract over bytes: ids 0 to 4 are special, 5 + b is byte b.
+
+    Args:
+        vocab_size: may be set below 261 to play a tokenizer whose vocabulary is too small.
+    """
+
+    def __init__(self, vocab_size: int = FIRST_BYTE + 256) -> None:
+        self.vocab_size = vocab_size
+        self.pad_id, self.eos_id = PAD, EOS
+        self.bos_id: int | None = BOS
+        self.stop_ids = (IM_END, EOS)
+        self.chat_template: str | None = "chatml"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that determines ids and rendering."""
+        return hashlib.sha256(f"byte tokenizer {self.vocab_size}".encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Bytes as ids, never a special one."""
+        return [FIRST_BYTE + byte for byte in text.encode()]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        return [self.encode(text) for text in texts]
+
+    def encode_document(self, text: str) -> list[int]:
+        """`[bos] + ids + [eos]`."""
+        return [BOS, *self.encode(text), EOS]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """`[bos] + ids`."""
+        return [BOS, *self.encode(text)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Text of the ids; special tokens by name unless skipped; broken UTF-8 becomes U+FFFD."""
+        return b"".join(
+            self.token_bytes(i) if i >= FIRST_BYTE else b"" if skip_special else SPECIAL[i].encode()
+            for i in ids
+        ).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The byte of a token; nothing for special tokens."""
+        return bytes([token - FIRST_BYTE]) if token >= FIRST_BYTE else b""
+
+    def token_text(self, token: int) -> str:
+        """A token for display."""
+        if token < FIRST_BYTE:
+            return SPECIAL[token]
+        byte = token - FIRST_BYTE
+        return chr(byte) if 32 <= byte < 127 else f"<0x{byte:02X}>"
+
+    @property
+    def byte_lengths(self) -> np.ndarray:
+        """int32 [vocab]: bytes per token."""
+        return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], np.int32)
+
+    def stream(self) -> ByteStream:
+        """A decoder that never emits half a character."""
+        return ByteStream(self)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> tuple[list[int], list[int]]:
+        """ChatML; weight 1 on the assistant's content and the `<|im_end|>` that closes it."""
+        tokens, weights = [BOS], [0]
+
+        def add(ids: list[int], weight: int) -> None:
+            tokens.extend(ids)
+            weights.extend([weight] * len(ids))
+
+        if tools:
+            add([IM_START, *self.encode("tools\n" + json.dumps(list(tools))), IM_END, *self.encode("\n")], 0)
+        for message in messages:
+            learned = int(message["role"] == "assistant")
+            add([IM_START, *self.encode(f"{message['role']}\n")], 0)
+            add([*self.encode(message["content"] or ""), IM_END], learned)
+            add(self.encode("\n"), 0)
+        if add_generation_prompt:
+            add([IM_START, *self.encode("assistant\n")], 0)
+        return tokens, weights
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the little there is."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "byte_tokenizer.json").write_text(json.dumps({"vocab_size": self.vocab_size}))
+
+
+class ByteStream:
+    """Gathers bytes until they are whole characters."""
+
+    def __init__(self, tokenizer: ByteTokenizer) -> None:
+        self.tokenizer, self.held = tokenizer, b""
+
+    def push(self, token: int) -> str:
+        """The characters that this token completes."""
+        self.held += self.tokenizer.token_bytes(token)
+        try:
+            text, self.held = self.held.decode(), b""
+        except UnicodeDecodeError as error:
+            if error.end < len(self.held) or error.reason != "unexpected end of data":
+                text, self.held = self.held.decode("utf-8", "replace"), b""
+            else:
+                text, self.held = self.held[: error.start].decode(), self.held[error.start :]
+        return text
+
+    def flush(self) -> str:
+        """What is left; an incomplete character becomes U+FFFD."""
+        text, self.held = self.held.decode("utf-8", "replace"), b""
+        return text
