@@ -8,5 +8,6 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.models.config import ModelConfig as ModelConfig
     from hllm_jax.models.decoder import Decoder as Decoder
     from hllm_jax.models.decoder import init_cache as init_cache
+    from hllm_jax.models.layout import parameter_shapes as parameter_shapes
     from hllm_jax.models.layout import stack_layers as stack_layers
     from hllm_jax.models.layout import unstack_layers as unstack_layers

@@ -13,6 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import meta
+from flax.traverse_util import flatten_dict
+
+from hllm_jax.models.config import DecoderConfig, Execution
 
 Tree = dict[str, Any]
 
@@ -61,6 +65,24 @@ def unstack_layers(params: Tree) -> Tree:
         for offset, block in enumerate(blocks)
     }
     return {**{k: v for k, v in params.items() if k != "layers"}, **layers}
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the unrolled model by path (`layers_0/attention/query/kernel`).
+
+    Nothing is computed and no backend is started.
+    """
+    from hllm_jax.models.decoder import Decoder
+
+    # Scanned, because then one block is traced whatever the depth.
+    model = Decoder(config, Execution(dtype="float32", scan_layers=True, attention="plain"))
+
+    def init() -> Any:
+        return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+
+    params = unstack_layers(meta.unbox(jax.eval_shape(init))["params"])
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(params)
+    return {"/".join(path): tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def _stack(*leaves: Any) -> Any:

