@@ -61,11 +61,22 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 def inspect(args: argparse.Namespace) -> None:
     """`hllm data inspect CONFIG`."""
-    from hllm_jax.data.inspect import show_rows
+    from rich.console import Console
+
+    from hllm_jax import data
     from hllm_jax.recipes import load_run_config
 
     _, config = load_run_config(args.config, args.overrides)
-    show_rows(config, args.rows)
+    tokenizer = data.tokenizer_for(config.tokenizer, config.data)
+    shown = data.inspect(
+        config.data,
+        tokenizer,
+        batch_size=max(args.rows, config.train.batch_size),
+        sequence_length=config.train.sequence_length,
+        seed=config.run.seed,
+        rows=args.rows,
+    )
+    Console().print(shown)
 
 
 def _record(corpus: Any) -> dict[str, Any]:

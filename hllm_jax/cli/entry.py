@@ -92,14 +92,14 @@ def _stdout_for_json(as_json: bool) -> Iterator[TextIO]:
             yield real
         return
     real.flush()
-    kept = os.dup(descriptor)
-    os.dup2(2, descriptor)
+    kept = os.dup(1)
     try:
-        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout, contextlib.redirect_stdout(sys.stderr):
-            yield stdout
+        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as stdout:
+            os.dup2(2, 1)
+            with contextlib.redirect_stdout(sys.stderr):
+                yield stdout
     finally:
-        real.flush()
-        os.dup2(kept, descriptor)
+        os.dup2(kept, 1)
         os.close(kept)
 
 
