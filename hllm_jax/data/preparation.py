@@ -19,6 +19,7 @@ from hllm_jax.config import cache_dir
 from hllm_jax.data.errors import DataError
 from hllm_jax.data.sources import Counts, Opened, digest, open_source, records
 from hllm_jax.data.store import FILES, TokenStore, TokenWriter
+from hllm_jax.tokenizers.errors import MessageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,7 +185,7 @@ def tokenize(
         if odd is not None:
             raise DataError("texts and conversations are mixed in one source; make two sources of them", odd)
         if weighted:
-            add_conversations(chunk, tokenizer, writer, counts)
+            add_conversations(chunk, tokenizer, writer, counts, source.malformed)
         else:
             add_documents(chunk, tokenizer, writer, counts)
         check_ids(writer.max_id, tokenizer.vocab_size, opened.label)
@@ -227,7 +228,7 @@ def add_documents(
     chunk: list[tuple[str, Record]], tokenizer: Tokenizer, writer: TokenWriter, counts: Counts
 ) -> None:
     """Encode texts as documents: `[bos] + ids + [eos]`."""
-    before = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    before = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
     for ids in tokenizer.encode_batch([record.text or "" for _, record in chunk]):
         document = [*before, *ids, tokenizer.eos_id]
         counts.trained_tokens += writer.add(document)
@@ -235,11 +236,22 @@ def add_documents(
 
 
 def add_conversations(
-    chunk: list[tuple[str, Record]], tokenizer: Tokenizer, writer: TokenWriter, counts: Counts
+    chunk: list[tuple[str, Record]],
+    tokenizer: Tokenizer,
+    writer: TokenWriter,
+    counts: Counts,
+    malformed: str,
 ) -> None:
     """Render conversations; those without a trained token are dropped and counted."""
-    for _, record in chunk:
-        tokens, weights = tokenizer.render(list(record.messages or ()), tools=record.tools)
+    for place, record in chunk:
+        try:
+            tokens, weights = tokenizer.render(list(record.messages or ()), tools=record.tools)
+        except MessageError as error:
+            if malformed == "error":
+                raise DataError(str(error), place) from error
+            counts.malformed += 1
+            counts.records -= 1
+            continue
         if not any(weights[1:]):
             counts.untrained += 1
             counts.records -= 1

@@ -116,7 +116,7 @@ def open_files(source: SourceConfig, split: str, holdout: float) -> Opened:
 
 def open_corpus(source: SourceConfig, split: str) -> Opened:
     """A registered corpus; it has both splits."""
-    from hllm_jax.data.corpora.registry import find as find_corpus
+    from hllm_jax.data.corpora.registry import find_corpus
 
     corpus = find_corpus(source.name or "")
     expression = source.split if split == "train" else source.validation_split or "validation"

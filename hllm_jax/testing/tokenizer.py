@@ -28,6 +28,7 @@ class ByteTokenizer:
         self.vocab_size = vocab_size
         self.pad_id, self.eos_id = PAD, EOS
         self.bos_id: int | None = BOS
+        self.add_bos = True
         self.stop_ids = (IM_END, EOS)
         self.chat_template: str | None = "chatml"
 

@@ -4,7 +4,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from hllm_jax.data.corpora.registry import Corpus as Corpus
-    from hllm_jax.data.corpora.registry import find as find
-    from hllm_jax.data.corpora.registry import list as list
-    from hllm_jax.data.corpora.registry import prepare as prepare
-    from hllm_jax.data.corpora.registry import table as table
+    from hllm_jax.data.corpora.registry import corpora_table as table  # noqa: F401
+    from hllm_jax.data.corpora.registry import find_corpus as find  # noqa: F401
+    from hllm_jax.data.corpora.registry import list_corpora as list  # noqa: F401
+    from hllm_jax.data.corpora.registry import prepare_corpus as prepare  # noqa: F401

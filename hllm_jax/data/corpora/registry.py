@@ -59,7 +59,7 @@ MODULES = {
 """Corpus name -> the module of this folder whose `CORPORA` describes it."""
 
 
-def find(name: str) -> Corpus:
+def find_corpus(name: str) -> Corpus:
     """The corpus of this name.
 
     Raises:
@@ -75,21 +75,21 @@ def find(name: str) -> Corpus:
     return module.CORPORA[name]
 
 
-def list() -> tuple[Corpus, ...]:
+def list_corpora() -> tuple[Corpus, ...]:
     """All registered corpora, the embedded default first."""
-    return tuple(find(name) for name in MODULES)
+    return tuple(find_corpus(name) for name in MODULES)
 
 
-def prepare(name: str) -> Corpus:
+def prepare_corpus(name: str) -> Corpus:
     """Fetch and build a corpus (cached): afterwards it can be read without a network."""
     from hllm_jax.data.corpora.builder import built
 
-    corpus = find(name)
+    corpus = find_corpus(name)
     built(corpus)
     return corpus
 
 
-def table() -> Table:
+def corpora_table() -> Table:
     """A table of all corpora for people: `hllm data list`."""
     from rich.table import Table
 
@@ -97,7 +97,7 @@ def table() -> Table:
     shown.add_column("name", no_wrap=True)
     shown.add_column("records\n+ held out", justify="right", no_wrap=True)
     shown.add_column("what it is")
-    for corpus in list():
+    for corpus in list_corpora():
         about = f"{corpus.language} {corpus.kind}. {corpus.summary}"
         if corpus.caveat:
             about += f" [yellow]{corpus.caveat}[/]"
