@@ -1,0 +1,230 @@
+"""Training a tokenizer: a fair sample, an alphabet that fits, then SentencePiece or byte-level BPE."""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hllm_jax.tokenizers.config import BOS, EOS, IM_END, PAD
+from hllm_jax.tokenizers.errors import TokenizerError, refuse_surrogates
+from hllm_jax.tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from hllm_jax.tokenizers.codec import Codec
+    from hllm_jax.tokenizers.config import TokenizerConfig
+
+CHATML = Path(__file__).with_name("chatml.jinja")
+
+CHUNK = (
+    2000  # characters: SentencePiece trains on "sentences", and the regular expressions like short strings
+)
+
+# What means something else to the SentencePiece trainer: its space, its unknown mark, its piece boundary.
+RESERVED = "\u2581\u2585\t\0"
+
+# Contractions; a run of Han characters, a word with the space before it, digits, punctuation with the line
+# end after it, blanks. Han is kept from other letters, so that "Python语言" is two words; Latin letters have
+# an alternative of their own for speed.
+PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)(?![a-zA-Z])| ?\p{Han}+| ?[a-zA-Z]+| ?(?:(?!\p{Han})[\p{L}\p{M}])+|DIGITS"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Train a tokenizer.
+
+    The same texts in the same order and the same config give the same tokenizer, bit for bit, on any number
+    of cores. The texts are read once, as a stream; memory holds `config.sample_limit` bytes of them.
+
+    Args:
+        texts: documents.
+        config: what to train; `path` is not used.
+
+    Returns:
+        A tokenizer with the special tokens `<|pad|> <|unk|> <|bos|> <|eos|> <|im_start|> <|im_end|>` and
+        those of the config, as ids from 0 on.
+
+    Raises:
+        TokenizerError: no usable text; a vocabulary smaller than bytes and alphabet need, or larger than the
+            texts support (the largest possible is named); a chat template that cannot be read.
+    """
+    chunks, count = sample(texts, config.sample_limit)
+    if not chunks:
+        raise TokenizerError(
+            f"there is no text to train a tokenizer on: {count} records were read and "
+            + ("every one was empty or blank" if count else "the source is empty")
+        )
+    codec = _byte_bpe(chunks, config) if config.kind == "byte_bpe" else _sentencepiece(chunks, config)
+    ids = {token: i for i, token in enumerate(config.control_tokens)}
+    return Tokenizer(
+        codec,
+        bos_id=ids[BOS],
+        eos_id=ids[EOS],
+        pad_id=ids[PAD],
+        stop_ids=(ids[IM_END], ids[EOS]),
+        chat_template=_template(config),
+    )
+
+
+def sample(texts: Iterable[str], limit: int) -> tuple[list[str], int]:
+    """Chunks of at most `CHUNK` characters, about `limit` bytes of them, and the number of texts read.
+
+    Every chunk of the stream has the same chance: it is kept while its hash lies below a threshold, which is
+    lowered whenever the kept ones exceed the limit.
+    """
+    kept: list[tuple[int, int, str]] = []
+    size, threshold, number, count = 0, 1 << 32, 0, 0
+    for text in texts:
+        if not isinstance(text, str):
+            raise TokenizerError(f"text {count} is a {type(text).__name__}, not a string")
+        count += 1
+        for chunk in _chunks(text):
+            if chunk.isspace():
+                continue
+            try:
+                data = chunk.encode()
+            except UnicodeEncodeError:
+                refuse_surrogates([chunk])
+                raise
+            number += 1
+            key = zlib.crc32(data, number & 0xFFFFFFFF)
+            if key < threshold:
+                kept.append((key, len(data), chunk))
+                size += len(data)
+                while size > limit and len(kept) > 1:
+                    threshold = threshold * 9 // 10
+                    kept = [entry for entry in kept if entry[0] < threshold] or kept[:1]
+                    size = sum(entry[1] for entry in kept)
+    return [chunk for _, _, chunk in kept], count
+
+
+def _chunks(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > CHUNK:
+        cut = text.rfind("\n", start, start + CHUNK) + 1 or text.rfind(" ", start + 1, start + CHUNK)
+        if cut <= start:
+            cut = start + CHUNK
+        yield text[start:cut]
+        start = cut
+    if start < len(text):
+        yield text[start:]
+
+
+def _alphabet(chunks: list[str], config: TokenizerConfig) -> set[str]:
+    """The characters that get a piece: the most frequent, up to the coverage and their room."""
+    counts: Counter[str] = Counter()
+    for chunk in chunks:
+        counts.update(chunk)
+    for character in RESERVED + " ":
+        del counts[character]
+    room = config.vocab_size - len(config.control_tokens) - 256 - 1  # the space is a piece of its own
+    room = min(room, int(config.alphabet_share * config.vocab_size))
+    wanted = config.character_coverage * counts.total()
+    kept: set[str] = set()
+    covered = 0
+    for character, times in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= wanted or len(kept) >= room:
+            break
+        kept.add(character)
+        covered += times
+    return kept
+
+
+def _sentencepiece(chunks: list[str], config: TokenizerConfig) -> Codec:
+    import sentencepiece
+
+    from hllm_jax.tokenizers.sentencepiece import SentencePieceCodec
+
+    alphabet = _alphabet(chunks, config)
+    # The trainer leaves NUL out of the alphabet and out of every piece: so will it do with what NUL replaces.
+    outside = re.compile(f"[^{re.escape(''.join(sorted(alphabet)))} ]")
+    names = config.control_tokens
+    ids: dict[str, Any] = {f"{name}_id": names.index(f"<|{name}|>") for name in ("pad", "unk", "bos", "eos")}
+    spellings: dict[str, Any] = {f"{name}_piece": f"<|{name}|>" for name in ("pad", "unk", "bos", "eos")}
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            # A last blank makes the space a piece in any corpus; without it a space would become U+2581.
+            # The trainer takes line ends off the end of a sentence; NUL keeps them.
+            sentence_iterator=iter([*(outside.sub("\0", chunk) + "\0" for chunk in chunks), "\0 \0"]),
+            model_writer=written,
+            model_type=config.kind,
+            vocab_size=config.vocab_size,
+            character_coverage=1.0,
+            max_sentencepiece_length=config.max_piece_length,
+            split_digits=config.split_digits,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            max_sentence_length=16 * CHUNK,
+            num_threads=16,  # a constant: with another number sums are rounded otherwise and pieces differ
+            minloglevel=2,
+            **ids,
+            **spellings,
+            control_symbols=list(names[4:]),
+        )
+    except RuntimeError as error:
+        message = str(error)
+        if found := re.search(r"Please set it to a value <= (\d+)", message):
+            raise _too_large(config, int(found[1])) from None
+        if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+            raise TokenizerError(
+                f"tokenizer.vocab_size={config.vocab_size} is too small: special tokens, 256 bytes and the "
+                f"alphabet of this text need {found[1]}; raise it or lower tokenizer.alphabet_share"
+            ) from None
+        raise TokenizerError(f"SentencePiece could not train: {message}") from error
+    return SentencePieceCodec(written.getvalue())
+
+
+def _byte_bpe(chunks: list[str], config: TokenizerConfig) -> Codec:
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Trainee
+
+    from hllm_jax.tokenizers.huggingface import TokenizersCodec
+
+    pattern = PATTERN.replace("DIGITS", r"\p{N}" if config.split_digits else r" ?\p{N}+")
+    trainee = Trainee(models.BPE())
+    trainee.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainee.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(name, special=True, normalized=False) for name in config.control_tokens],
+        max_token_length=3 * config.max_piece_length,  # counted in bytes
+        show_progress=False,
+    )
+    trainee.train_from_iterator(chunks, trainer)
+    reached = trainee.get_vocab_size()
+    if reached < config.vocab_size:
+        raise _too_large(config, reached)
+    return TokenizersCodec(trainee.to_str())
+
+
+def _too_large(config: TokenizerConfig, largest: int) -> TokenizerError:
+    return TokenizerError(
+        f"tokenizer.vocab_size={config.vocab_size} is more than this text supports: the largest possible is "
+        f"{largest} ({config.kind}); lower it or give more text"
+    )
+
+
+def _template(config: TokenizerConfig) -> str:
+    path = Path(config.chat_template) if config.chat_template else CHATML
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"tokenizer.chat_template={path}: {error}") from None
