@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("HLLM_DEBUG") == "1":
+    except Exception as error:
+        if os.environ.get("HLLM_DEBUG") == "1" or not is_for_user(error):
             raise
         print(f"hllm {args.command}: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -101,6 +101,13 @@ def _stdout_for_json(as_json: bool) -> Iterator[TextIO]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def is_for_user(error: Exception) -> bool:
+    """Whether the message alone says what to do: errors of input, files and packages, and all of our own."""
+    return isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith(
+        "hllm_jax"
+    )
 
 
 def _message(error: Exception) -> str:

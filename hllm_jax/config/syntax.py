@@ -1,8 +1,9 @@
 """The YAML that configurations are written in: YAML 1.2's plain scalars, each node with its line.
 
 PyYAML follows YAML 1.1, where `no` is false, `12:30` is 750, `1e-3` is text and a date is a date. Here
-a plain scalar is null, a boolean (`true`, `false`), an integer (`1_000` too), a number (`1e-3` too) or text.
-The same table reads and writes, so that what is written reads back as it was.
+a plain scalar is null, a boolean (`true`, `false`), an integer (`1_000`), a number (`1e-3`, `.inf`) or
+text; `.nan` is no value of a configuration. The same table reads and writes, so that what is written reads
+back as it was.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PLAIN: list[tuple[str, str, str]] = [
     ("tag:yaml.org,2002:int", r"^[-+]?(?:0x[0-9a-fA-F_]+|0o[0-7_]+|[0-9][0-9_]*)$", "-+0123456789"),
     (
         "tag:yaml.org,2002:float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF))$",
         "-+0123456789.",
     ),
 ]
@@ -65,7 +66,7 @@ def scalar(tag: str, text: str) -> Any:
         base = {"0x": 16, "0o": 8}.get(bare[:2], 10)
         return sign * int(bare[2:] if base != 10 else bare, base)
     if kind == "float":
-        return float(re.sub(r"\.(inf|nan)$", r"\1", text.replace("_", "").lower()))
+        return float(re.sub(r"\.(inf)$", r"\1", text.replace("_", "").lower()))
     raise ValueError(f"{text!r} cannot be read as {tag}; supported are text, numbers, true, false and null")
 
 

@@ -231,6 +231,7 @@ def test_an_unknown_key_that_is_like_nothing_lists_the_valid_ones() -> None:
         ("train.steps=true", "wants an integer, this is true or false"),
         ("train.steps=", "wants an integer, this is empty"),
         ("train.steps='5'", "wants an integer, this is text"),
+        ("train.peak=.nan", "wants a number, this is text"),
         ("train.peak=fast", "wants a number, this is text"),
         ("train.shuffle=yes", "wants true or false, this is text"),
         ("train=5", "wants a section (keys with values), this is an integer"),
