@@ -1,24 +1,30 @@
-# Two commands matter: `make quickstart` and `make test`.
+# Two commands matter: `make quickstart` and `make test`. `make help` lists the others.
 PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= core
 BIN    := $(VENV)/bin
+PIP    := -m pip install --disable-pip-version-check --no-input --quiet
 
-.PHONY: quickstart setup test lint format peers lock clean
+# torch has its wheels for this Python; the environment of the published implementations is made with it.
+PEERS_PYTHON ?= $(firstword $(shell command -v python3.11) $(PYTHON))
+
+.PHONY: quickstart setup test unit lint format peers lock clean help
+.DEFAULT_GOAL := help
 
 quickstart: setup            ## train a small bilingual chat model from raw text, end to end
 	$(BIN)/hllm quickstart $(if $(SCALE),--scale $(SCALE))
 
 setup: $(VENV)/.$(EXTRAS)    ## prepare .venv (EXTRAS=cuda12|tpu|plan|dev for other requirement files)
 
-test: $(VENV)/.dev           ## the test suite: no torch, no network beyond the package registry
+test: lint unit              ## the test suite: no torch, no network beyond the package registry
+
+unit: $(VENV)/.dev           ## the tests alone
+	$(BIN)/python -m pytest -n 2 -m "not slow and not peers"
+
+lint: $(VENV)/.dev           ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
-	$(BIN)/python -m pytest -n 2 -m "not slow and not peers"
-
-lint: $(VENV)/.dev           ## what CI checks besides the tests
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyrefly check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -28,21 +34,26 @@ peers: .venv-peers/.done     ## the published implementations, for live parity a
 lock: $(VENV)/.dev           ## resolve requirements/*.txt anew
 	UV=$(BIN)/uv scripts/lock.sh
 
-clean:
+help:                        ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+clean:                       ## remove the environments
 	rm -rf $(VENV) .venv-peers
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: requirements/%.txt pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
-	touch $@
+	@echo "installing requirements/$*.txt into $(VENV), which takes a minute or two"
+	@$(BIN)/python $(PIP) --require-hashes -r $<
+	@$(BIN)/python $(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
 
 # torch first, and alone: what depends on it must not choose another build.
 .venv-peers/.done: requirements/peers.in
-	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet torch==2.13.0
-	.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet -r requirements/peers.in
-	touch $@
+	$(PEERS_PYTHON) -m venv .venv-peers
+	@echo "installing the published implementations into .venv-peers"
+	@.venv-peers/bin/python $(PIP) torch==2.13.0
+	@.venv-peers/bin/python $(PIP) -r requirements/peers.in
+	@touch $@
