@@ -5,6 +5,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from hllm_jax.evals.compression import XzScore as XzScore
     from hllm_jax.evals.compression import xz as xz
+    from hllm_jax.evals.heldout import evaluate as evaluate
     from hllm_jax.evals.ngram import NGramScore as NGramScore
     from hllm_jax.evals.ngram import bits_per_order as bits_per_order
     from hllm_jax.evals.ngram import ngram as ngram
