@@ -1,8 +1,9 @@
 """Every code block of README.md and docs/ runs, unless the page says why not.
 
 A block is fenced with ```bash or ```python. The comment `<!-- not run: reason -->` on the line before a block
-leaves it out; `<!-- slow: reason -->` leaves it to the slow tests, which run the whole page. The blocks of a page
-run in order, in one empty folder. A page that names `runs/quickstart` finds a small trained run there, and is slow.
+leaves it out; `<!-- slow: reason -->` leaves it to the slow tests, which run the whole page. The blocks of a
+page run in order, in one empty folder. A page that names `runs/quickstart` finds a small trained run there,
+and is slow.
 """
 
 from __future__ import annotations

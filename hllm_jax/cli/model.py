@@ -133,7 +133,7 @@ def chat(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """`hllm eval MODEL --data PATH_OR_NAME`."""
-    from hllm_jax.evals import evaluate
+    from hllm_jax.evals.heldout import evaluate
 
     scores = evaluate(_load(args), args.data, split=args.split, limit=args.limit)
     if not args.json:
