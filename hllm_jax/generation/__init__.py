@@ -1,0 +1,13 @@
+"""Text from models: sampling, prefill and decode with a KV cache, beam search, streams, likelihoods."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from hllm_jax.generation.engine import Engine as Engine
+    from hllm_jax.generation.language_model import LanguageModel as LanguageModel
+    from hllm_jax.generation.load import load as load
+    from hllm_jax.generation.request import Completion as Completion
+    from hllm_jax.generation.request import Delta as Delta
+    from hllm_jax.generation.request import Request as Request
+    from hllm_jax.generation.request import Sampling as Sampling
+    from hllm_jax.generation.scoring import Score as Score

@@ -1,0 +1,41 @@
+"""`hllm_jax.load`: any MODEL, ready to be asked."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+
+from hllm_jax.generation.language_model import LanguageModel
+from hllm_jax.models.config import Execution
+from hllm_jax.models.decoder import Decoder
+
+
+def load(model: str | os.PathLike[str], dtype: str | None = None) -> LanguageModel:
+    """Load a model with its tokenizer.
+
+    Args:
+        model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a `.gguf` file, or a
+            registered name (`"smollm2-135m-instruct"`).
+        dtype: of weights and computation, "float32" or "bfloat16"; None: float32 on CPU, bfloat16 elsewhere.
+
+    Raises:
+        ValueError: `model` names nothing that can be loaded, or its files do not fit together; `dtype` is
+            another one.
+    """
+    from hllm_jax.training.pretrained import load_pretrained
+
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}, must be 'float32' or 'bfloat16'")
+    kind = cast('Literal["float32", "bfloat16"]', dtype)
+    # One subtree per layer: a scan would copy each layer's weights out of the stack for every token.
+    config, params, tokenizer = load_pretrained(model, scan_layers=False)
+    params = jax.tree.map(functools.partial(jnp.asarray, dtype=kind), params)
+    execution = Execution(dtype=kind, param_dtype=kind, scan_layers=False)
+    variables: dict[str, Any] = {"params": params}
+    return LanguageModel(config, Decoder(config, execution), variables, tokenizer)
