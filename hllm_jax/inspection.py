@@ -46,24 +46,20 @@ def read_spec(model: str) -> tuple[DecoderConfig, str]:
 
     Raises:
         ValueError: it names no model, or one that cannot be read.
+        CheckpointError: the run has no checkpoint, or a damaged one.
     """
     from hllm_jax.interop.models import read_config
     from hllm_jax.interop.registry import resolve
-    from hllm_jax.models.config import DecoderConfig
 
     source = resolve(model)
     if source.run is None:
         return read_config(source), source.kind
 
-    from hllm_jax.config.load import load_config_dict
-    from hllm_jax.training.checkpoints import Checkpoints, read_manifest
+    from hllm_jax.training.checkpoints import read_manifest
+    from hllm_jax.training.pretrained import checkpoint_of, spec_of
 
-    checkpoints = Checkpoints(source.run / "checkpoints", own=False)
-    step = source.step if source.step is not None else checkpoints.latest()
-    if step is None:
-        raise ValueError(f"{model} has no checkpoint yet")
-    facts = read_manifest(checkpoints.path(step)).facts
-    return load_config_dict(DecoderConfig, facts["model"], str(checkpoints.path(step))), source.kind
+    folder = checkpoint_of(source)
+    return spec_of(folder, read_manifest(folder)), source.kind
 
 
 def cache_bytes(spec: DecoderConfig, dtype: str) -> int:

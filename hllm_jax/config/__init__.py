@@ -12,7 +12,6 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.config.document import Document as Document
     from hllm_jax.config.document import read_document as read_document
     from hllm_jax.config.load import load_config as load_config
-    from hllm_jax.config.load import load_config_dict as load_config_dict
     from hllm_jax.config.paths import cache_dir as cache_dir
     from hllm_jax.config.problems import ConfigError as ConfigError
     from hllm_jax.config.problems import Problem as Problem

@@ -59,11 +59,6 @@ def load_config(cls: type[T], path: str | os.PathLike[str] | None = None, overri
     return check(cls, document)
 
 
-def load_config_dict(cls: type[T], values: dict[str, Any], source: str) -> T:
-    """Build `cls` from plain values such as `to_dict` gives; `source` names them in a `ConfigError`."""
-    return check(cls, Document(source, copy.deepcopy(values)))
-
-
 def check(cls: type[T], document: Document) -> T:
     """Build `cls` from a document that was already read; raises `ConfigError` like `load_config`."""
     adapter: TypeAdapter[T] = TypeAdapter(cls)
