@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import json
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from etils import epath
@@ -45,7 +46,7 @@ def match_files(pattern: str) -> list[epath.Path]:
         files = [path]
     else:
         root = epath.Path(*parts[:wild]) if wild else epath.Path(".")
-        files = sorted((f for f in root.glob("/".join(parts[wild:])) if f.is_file()), key=str)
+        files = sorted((f for f in glob(root, "/".join(parts[wild:])) if f.is_file()), key=str)
         if not files:
             raise DataError(
                 f"the glob matches no file (looked in {root}, which {describe_folder(root)})", pattern
@@ -56,6 +57,17 @@ def match_files(pattern: str) -> list[epath.Path]:
                 f"unknown ending; files end in {', '.join(SUFFIXES)}, or one of them + .gz", str(file)
             )
     return files
+
+
+def glob(root: epath.Path, pattern: str) -> Iterator[epath.Path]:
+    """Files under `root`; `**` works on local disks only (a bucket would be asked once for each folder)."""
+    if "://" not in str(root):
+        return (epath.Path(path) for path in Path(root).glob(pattern))
+    if "**" in pattern:
+        raise DataError(
+            "`**` is not understood in buckets; write one `*` for each folder", f"{root}/{pattern}"
+        )
+    return root.glob(pattern)
 
 
 def describe_folder(folder: epath.Path) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.resources.abc
+import importlib.util
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -135,6 +138,7 @@ def open_tfds(source: SourceConfig, split: str, holdout: float) -> Opened:
 
     from hllm_jax.data.corpora.builder import quietly
 
+    stand_in_for_importlib_resources()
     name = (source.name or "").removeprefix(TFDS_PREFIX)
     try:
         with quietly():
@@ -170,6 +174,15 @@ def open_tfds(source: SourceConfig, split: str, holdout: float) -> Opened:
     fingerprint = digest(str(builder.info.full_name), expression)
     licence = str(builder.info.redistribution_info.license or "see the data set's page")
     return Opened(source.label, fingerprint, licence, values, share)
+
+
+def stand_in_for_importlib_resources() -> None:
+    """TFDS 4.9.10 imports a backport that it does not ask for when a builder lives in a package.
+
+    On Python 3.11 and newer the standard library has all of it.
+    """
+    if importlib.util.find_spec("importlib_resources") is None:
+        sys.modules["importlib_resources"] = importlib.resources
 
 
 def tfds_values(builder: Any, expression: str, label: str) -> Iterator[tuple[str, Any]]:

@@ -76,8 +76,8 @@ class ByteTokenizer:
         """int32 [vocab]: bytes per token."""
         return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], np.int32)
 
-    def stream(self) -> ByteStream:
-        """A decoder that never emits half a character."""
+    def stream(self, skip_special: bool = True) -> ByteStream:
+        """A decoder that never emits half a character; special tokens have no bytes."""
         return ByteStream(self)
 
     def render(

