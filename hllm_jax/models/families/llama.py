@@ -82,12 +82,19 @@ _SILENT = frozenset(
         "architectures",
         "attention_dropout",
         "bos_token_id",
+        "chunk_size_feed_forward",
         "dtype",
         "eos_token_id",
+        "id2label",
         "initializer_range",
+        "label2id",
         "model_type",
+        "output_attentions",
+        "output_hidden_states",
         "pad_token_id",
         "pretraining_tp",
+        "problem_type",
+        "return_dict",
         "torch_dtype",
         "transformers_version",
         "use_cache",
@@ -147,7 +154,7 @@ def from_hf(published: Mapping[str, Any]) -> DecoderConfig:
         rope_pairing="interleaved" if take("rope_interleaved", False) else "half",
         tie_embeddings=take("tie_word_embeddings", False),
     )
-    unknown = sorted(key for key, value in left.items() if value not in (None, False))
+    unknown = sorted(key for key, value in left.items() if value not in (None, False, ""))
     if unknown:
         log.warning("config.json: keys that are not known here, and so not obeyed: %s", ", ".join(unknown))
     return spec
