@@ -34,8 +34,9 @@ class TokenizerConfig:
         vocab_size: number of ids, special tokens and the 256 bytes included.
         character_coverage: share of the text's characters that get a piece of their own; rarer ones become
             bytes. SentencePiece kinds only.
-        alphabet_share: upper bound on the share of the vocabulary that single characters may take, so that
-            a small vocabulary over Chinese text still has room for words. SentencePiece kinds only.
+        alphabet_share: upper bound on the share that single characters may take of the ids left by special
+            tokens and bytes, so that a small vocabulary over Chinese text has room for words. SentencePiece
+            kinds only.
         max_piece_length: longest piece, in characters.
         split_digits: one token a digit.
         sample_bytes: bytes of text that training reads, sampled from all of it; None is 64 MB for bpe,

@@ -21,7 +21,7 @@ def refuse_surrogates(texts: list[str]) -> None:
         for position, character in enumerate(text):
             if "\ud800" <= character <= "\udfff":
                 raise TokenizerError(
-                    f"the text holds the lone surrogate U+{ord(character):04X} at character {position}, which "
-                    "has no UTF-8 form; repair it with "
+                    f"the text holds the lone surrogate U+{ord(character):04X} at character {position}, "
+                    "which has no UTF-8 form; repair it with "
                     'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
                 )

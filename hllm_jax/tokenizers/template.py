@@ -136,7 +136,7 @@ class ChatTemplate:
             )
         except TemplateError:
             raise
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except Exception as error:  # a template is a program of somebody else: it can fail in any way
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise TemplateError(
                 f"the chat template failed on messages of the roles [{roles}]: {error}"

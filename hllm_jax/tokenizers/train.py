@@ -124,8 +124,8 @@ def _alphabet(chunks: list[str], config: TokenizerConfig) -> set[str]:
         counts.update(chunk)
     for character in RESERVED + " ":
         del counts[character]
-    room = config.vocab_size - len(config.control_tokens) - 256 - 1  # the space is a piece of its own
-    room = min(room, int(config.alphabet_share * config.vocab_size))
+    free = config.vocab_size - len(config.control_tokens) - 256 - 1  # the space is a piece of its own
+    room = int(config.alphabet_share * free)
     wanted = config.character_coverage * counts.total()
     kept: set[str] = set()
     covered = 0
