@@ -5,27 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from hllm_jax.models.config import DecoderConfig, Execution
 from hllm_jax.models.decoder import Decoder
+from hllm_jax.models.layout import parameter_shapes, stack_layers
 
 
 def tiny_config(**changes: Any) -> DecoderConfig:
     """Grouped heads whose width is not embed / heads; fields of `DecoderConfig` may be changed."""
     sizes = DecoderConfig(
-        vocab_size=67,
-        layers=2,
-        embed=24,
-        heads=4,
-        kv_heads=2,
-        head_dim=10,
-        mlp=40,
-        max_length=64,
-        init_std=0.2,
+        vocab_size=67, layers=2, embed=24, heads=4, kv_heads=2, head_dim=10, mlp=40, max_length=64
     )
     return dataclasses.replace(sizes, **changes)
 
@@ -35,16 +26,28 @@ def tiny_model(
     seed: int = 0,
     **execution: Any,
 ) -> tuple[Decoder, dict[str, Any]]:
-    """A float32 decoder and random parameters (the tree under `params`).
+    """A float32 decoder and random parameters (the tree under `params`, NumPy).
+
+    The parameters are larger than those of an initialisation and the norms are no identity, so that every
+    mistake shows in the logits; they are drawn without compiling anything.
 
     Args:
         config: `tiny_config()` by default.
-        seed: of the parameters.
+        seed: of the parameters; the same for either layout.
         execution: fields of `Execution`.
     """
-    model = Decoder(config or tiny_config(), Execution(**{"dtype": "float32", **execution}))
-    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
-    return model, nn.unbox(variables["params"])
+    config = config or tiny_config()
+    model = Decoder(config, Execution(**{"dtype": "float32", **execution}))
+    rng = np.random.default_rng(seed)
+    params: dict[str, Any] = unflatten_dict(
+        {
+            tuple(path.split("/")): (rng.normal(size=shape) * 0.2 + path.endswith("scale")).astype(np.float32)
+            for path, shape in parameter_shapes(config).items()
+        }
+    )
+    if model.execution.scan_layers:
+        params = stack_layers(params, len(config.attention_pattern))
+    return model, params
 
 
 def random_tokens(config: DecoderConfig, batch: int, length: int, seed: int = 0) -> np.ndarray:

