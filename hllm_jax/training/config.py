@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hllm_jax.config import Invalid, config
+
+if TYPE_CHECKING:
+    from hllm_jax.models.config import ModelConfig
 
 
 @config
@@ -239,3 +242,22 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         Invalid.check([(self.every < 1, "every", f"{self.every}: at least 1")])
+
+
+def check_sections(model: ModelConfig, train: TrainConfig) -> None:
+    """Refuse sections that do not go together; for the `__post_init__` of a recipe's config.
+
+    Raises:
+        Invalid: rows that are longer than the model's `max_length`.
+    """
+    if model.load is not None:
+        return
+    longest = model.spec().max_length
+    if train.sequence_length > longest:
+        raise Invalid(
+            (
+                "train.sequence_length",
+                f"{train.sequence_length} is longer than the model's max_length {longest}: "
+                "shorten it, or set model.max_length",
+            )
+        )

@@ -38,12 +38,25 @@ class TrainStep:
             in_shardings=(moving, layout.shardings.frozen, None),
             out_shardings=(moving, everywhere),
         )
+        self.compiled: jax.stages.Compiled | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The next state, and the metrics of this update; `state` must not be used again."""
         frozen = state.frozen
-        state, metrics = self.jitted(state.replace(frozen={}), frozen, batch)
+        call = self.compiled if self.compiled is not None else self.jitted
+        state, metrics = call(state.replace(frozen={}), frozen, batch)
         return state.replace(frozen=frozen), metrics
+
+    def compile(self, state: TrainState, batch: Batch) -> int | None:
+        """Compile for these shapes, and refuse any others from now on.
+
+        Returns:
+            The most bytes a device will hold, as far as the compiler says.
+        """
+        self.compiled = self.lower(state, batch).compile()
+        analysis = self.compiled.memory_analysis()
+        peak = getattr(analysis, "peak_memory_in_bytes", 0)
+        return int(peak) or None
 
     def lower(self, state: TrainState, batch: Mapping[str, Any]) -> jax.stages.Lowered:
         """The step for these shapes, ready to be compiled without running it."""

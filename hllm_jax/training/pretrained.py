@@ -1,0 +1,166 @@
+"""Initial weights from anywhere: our own runs and checkpoints, and other people's files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from hllm_jax.interop.models import read_model
+from hllm_jax.interop.registry import Source, resolve
+from hllm_jax.models.config import DecoderConfig, ModelConfig
+from hllm_jax.models.decoder import Decoder
+from hllm_jax.models.layout import is_stacked, stack_layers, unstack_layers
+from hllm_jax.tokenizers import load_tokenizer
+from hllm_jax.tokenizers.tokenizer import Tokenizer
+from hllm_jax.training.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    Manifest,
+    read_manifest,
+    read_variables,
+)
+from hllm_jax.training.run import Run
+
+
+class Pretrained(NamedTuple):
+    """A model with weights.
+
+    Attributes:
+        config: the architecture.
+        params: the tree of the collection `params`, NumPy arrays.
+        tokenizer: the one it was trained with.
+    """
+
+    config: DecoderConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+
+
+def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | None = None) -> Pretrained:
+    """The architecture, weights and tokenizer of any MODEL.
+
+    Args:
+        model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a GGUF file or a
+            registered name.
+        scan_layers: whether the layers come stacked; None as they are stored.
+
+    Raises:
+        CheckpointError: a run without a checkpoint, a damaged one, or a tokenizer that is not its own.
+        UnknownModel: `model` names nothing.
+    """
+    source = model if isinstance(model, Source) else resolve(model)
+    if source.run is None:
+        return Pretrained(*read_model(source, scan_layers=bool(scan_layers)))
+    folder = checkpoint_of(source)
+    manifest = read_manifest(folder)
+    config = spec_of(folder, manifest)
+    tokenizer = load_tokenizer(source.run / "tokenizer")
+    if manifest.facts.get("tokenizer") not in (None, tokenizer.fingerprint):
+        raise CheckpointError(
+            f"{source.run / 'tokenizer'} is not the tokenizer that {folder} was trained with: "
+            f"its fingerprint is {tokenizer.fingerprint[:12]}, {str(manifest.facts['tokenizer'])[:12]} is wanted"
+        )
+    params = read_variables(folder)["params"]
+    return Pretrained(config, with_layers(params, config, scan_layers), tokenizer)
+
+
+class Beginning(NamedTuple):
+    """What `begin` returns.
+
+    Attributes:
+        tokenizer: of the run.
+        model: without parameters; its vocabulary holds every id of the tokenizer.
+        params: initial weights of `model.load`; None for fresh ones, and for a run that is resumed.
+    """
+
+    tokenizer: Tokenizer
+    model: Decoder
+    params: dict[str, Any] | None
+
+
+def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] | None = None) -> Beginning:
+    """Tokenizer, model and initial weights of a run, new or resumed.
+
+    A model that is loaded brings its tokenizer. A run that is resumed has both in its own folder, so what it
+    once started from may be gone.
+
+    Args:
+        run: its folder keeps the tokenizer.
+        model: the `model` section.
+        make_tokenizer: for fresh weights.
+    """
+
+    def make() -> Tokenizer:
+        assert make_tokenizer is not None, "fresh weights need a tokenizer"
+        return make_tokenizer()
+
+    if run.resumed is not None:
+        folder = run.checkpoints.path(run.resumed)
+        tokenizer = run.tokenizer(make)
+        saved = spec_of(folder, read_manifest(folder)) if model.load is not None else None
+        return Beginning(tokenizer, model.build(tokenizer.vocab_size, loaded=saved), None)
+    if model.load is None:
+        tokenizer = run.tokenizer(make)
+        return Beginning(tokenizer, model.build(tokenizer.vocab_size), None)
+    loaded = load_pretrained(model.load, model.scan_layers)
+    tokenizer = run.tokenizer(lambda: loaded.tokenizer)
+    return Beginning(tokenizer, model.build(tokenizer.vocab_size, loaded=loaded.config), loaded.params)
+
+
+def make_base(load: str | None, base: str | None) -> None:
+    """Train the model that a run starts from, if it is a run folder that is not finished and a config is given.
+
+    Args:
+        load: `model.load`.
+        base: a config, shipped or a file; its `run.dir` becomes `load`.
+    """
+    if load is None or base is None:
+        return
+    folder = Path(load).expanduser()
+    if folder.exists() and not (folder / "config.yaml").is_file():
+        return
+    from hllm_jax.recipes import load_run_config
+
+    recipe, config = load_run_config(base, [f"run.dir={folder}"])
+    wanted = config.train.steps
+    latest = Checkpoints(folder / "checkpoints", own=False).latest()
+    if latest is None or (wanted is not None and latest < wanted):
+        recipe.main(config)
+
+
+def checkpoint_of(source: Source) -> Path:
+    """The checkpoint folder that a run (its newest) or a checkpoint means.
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    assert source.run is not None
+    assert source.path is not None
+    checkpoints = Checkpoints(source.run / "checkpoints", own=False)
+    if source.step is not None:
+        return source.path
+    step = checkpoints.latest()
+    if step is None:
+        raise CheckpointError(
+            f"{source.run} has no checkpoint yet: train it first (`hllm train {source.run}`)"
+        )
+    return checkpoints.path(step)
+
+
+def spec_of(folder: Path, manifest: Manifest) -> DecoderConfig:
+    """The architecture that a manifest describes."""
+    try:
+        return TypeAdapter(DecoderConfig).validate_python(manifest.facts["model"])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(f"{folder} does not say what its model is: {error}") from None
+
+
+def with_layers(params: dict[str, Any], config: DecoderConfig, scan_layers: bool | None) -> dict[str, Any]:
+    """The same parameters with the layers stacked or not."""
+    if scan_layers is None or scan_layers == is_stacked(params):
+        return params
+    return stack_layers(params, len(config.attention_pattern)) if scan_layers else unstack_layers(params)

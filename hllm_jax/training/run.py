@@ -1,0 +1,286 @@
+"""A run: its folder, what it is, and where it goes on."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hllm_jax.config import ABSENT, cache_dir, diff, to_dict, to_yaml
+from hllm_jax.parallel.layout import Layout
+from hllm_jax.parallel.state import TrainState
+from hllm_jax.tokenizers.tokenizer import Tokenizer
+from hllm_jax.training import platform
+from hllm_jax.training.checkpoints import CheckpointError, Checkpoints, write_json
+from hllm_jax.training.metrics import MetricsFile
+
+#: Keys of cadence and placement: what they change is when and where, not what is trained.
+FREE = (
+    "recipe",
+    "run.dir",
+    "run.platform",
+    "run.allow_changes",
+    "train.steps",
+    "train.accumulation",
+    "train.profile.*",
+    "train.nan_*",
+    "model.remat",
+    "model.attention",
+    "data.cache",
+    "data.workers",
+    "checkpoint.*",
+    "eval.*",
+    "log.*",
+    "mesh.*",
+    "mesh",
+    "strategy",
+    "distributed.*",
+)
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used as the config says."""
+
+
+class Run:
+    """One run and its folder. Made by `Run.start`.
+
+    Attributes:
+        folder: `config.run.dir`.
+        config: the recipe's config.
+        checkpoints: of this run.
+        metrics: `metrics.jsonl`, open once `restore` has said where the run goes on.
+        console: where progress is printed (standard error).
+        facts: what every checkpoint's manifest says of the run.
+    """
+
+    def __init__(self, config: Any, folder: Path, lock: Any) -> None:
+        self.config = config
+        self.folder = folder
+        self.console = Console(stderr=True, highlight=False)
+        self.facts: dict[str, Any] = {}
+        self.tokens = 0
+        self._lock = lock
+        self._metrics: MetricsFile | None = None
+        kept = config.checkpoint
+        self.checkpoints = Checkpoints(folder / "checkpoints", kept.keep, kept.best)
+        self.resumed = self.checkpoints.latest()
+
+    @classmethod
+    def start(cls, config: Any) -> Run:
+        """Open the run folder `config.run.dir`, new or resumed.
+
+        In this order, so that a mistake costs nothing: platform, lock, the difference to the saved config. Then
+        the resolved config is written to `config.yaml`, and platform, versions and code to `run.json`.
+
+        Args:
+            config: of a recipe, with the sections `run` and `checkpoint`.
+
+        Raises:
+            PlatformError: `run.platform` is not there.
+            RunError: another process works in the folder, or the config changes what the run is.
+        """
+        found = platform.require_platform(config.run.platform)
+        folder = Path(config.run.dir).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(config, folder, lock_folder(folder))
+        run._check_changes()
+        import jax
+
+        if jax.process_index() == 0:
+            (folder / "config.yaml").write_text(to_yaml(config), "utf-8")
+            run._write_facts()
+        compilation_cache()
+        state = f"resuming at step {run.resumed}" if run.resumed is not None else "new run"
+        run.say(
+            f"[bold]{folder}[/bold]: {state}, on {jax.device_count()} x {jax.devices()[0].device_kind} ({found})"
+        )
+        return run
+
+    # -- what the run is ------------------------------------------------------------------------------------
+
+    def tokenizer(self, make: Callable[[], Tokenizer]) -> Tokenizer:
+        """The tokenizer of this run: the one in its folder when it is resumed, else `make()`, which is saved."""
+        from hllm_jax.tokenizers import load_tokenizer
+
+        folder = self.folder / "tokenizer"
+        if self.resumed is not None and folder.is_dir():
+            return load_tokenizer(folder)
+        tokenizer = make()
+        tokenizer.save(folder)
+        return tokenizer
+
+    def identify(self, *, tokenizer: Tokenizer, data: str, model: Any, **more: Any) -> None:
+        """Say what this run is, for the manifest of every checkpoint and the check on resume.
+
+        Args:
+            tokenizer: its fingerprint is kept.
+            data: fingerprint of the batches.
+            model: config of the architecture.
+            more: whatever else must be the same on resume.
+        """
+        self.facts = {"tokenizer": tokenizer.fingerprint, "data": data, "model": to_dict(model), **more}
+
+    def restore(self, layout: Layout) -> TrainState | None:
+        """The newest checkpoint on the mesh of `layout`, or None for a new run.
+
+        `metrics.jsonl` is cut back to where the run goes on.
+
+        Raises:
+            CheckpointError: damaged, of another shape, or written with another tokenizer or other data.
+        """
+        if self.resumed is None:
+            self._metrics = MetricsFile(self.folder / "metrics.jsonl")
+            return None
+        state, manifest = self.checkpoints.restore(layout, self.resumed)
+        remedy = "run.allow_changes=true goes on all the same, another run.dir starts anew"
+        for name in ("tokenizer", "data"):
+            then, now = manifest.facts.get(name), self.facts.get(name)
+            if then is not None and now is not None and then != now and not self.config.run.allow_changes:
+                raise CheckpointError(
+                    f"{self.checkpoints.path(self.resumed)} was trained with another {name} "
+                    f"(fingerprint {str(then)[:12]}, now {str(now)[:12]}): {remedy}"
+                )
+        self.tokens = int(manifest.facts.get("tokens", 0))
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl", after=self.resumed)
+        return state
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """`metrics.jsonl`."""
+        if self._metrics is None:
+            self._metrics = MetricsFile(self.folder / "metrics.jsonl", after=self.resumed or 0)
+        return self._metrics
+
+    def save(self, state: TrainState) -> bool:
+        """Start to save a checkpoint; see `Checkpoints.save`."""
+        return self.checkpoints.save(state, {**self.facts, "tokens": self.tokens})
+
+    def say(self, text: str) -> None:
+        """Print a line of progress."""
+        self.console.print(text, soft_wrap=True)
+
+    def close(self) -> None:
+        """Finish saving, close files, release the folder."""
+        try:
+            self.checkpoints.close()
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except CheckpointError as second:
+            self.say(f"[red]{second}[/red]")
+
+    # -- inside ---------------------------------------------------------------------------------------------
+
+    def _check_changes(self) -> None:
+        saved = self.folder / "config.yaml"
+        if self.resumed is None or not saved.is_file():
+            return
+        # A key that the saved config does not know came with a newer version; its default is the old behaviour.
+        changes = [c for c in diff(read_yaml(saved), to_dict(self.config)) if c[1] is not ABSENT]
+        if not changes:
+            return
+        lines = [f"  {key}: {old!r} -> {new!r}" for key, old, new in changes]
+        wrong = [key for key, _, _ in changes if not any(fnmatch.fnmatchcase(key, free) for free in FREE)]
+        if wrong and not self.config.run.allow_changes:
+            listed = "\n".join(lines)
+            raise RunError(
+                f"{self.folder} holds a run with another config, at step {self.resumed}:\n{listed}\n"
+                f"What the run is would change ({', '.join(wrong)}). Undo that, or choose another run.dir, "
+                "or set run.allow_changes=true to go on with the new values"
+            )
+        self.say("changed since the last start:\n" + "\n".join(lines))
+
+    def _write_facts(self) -> None:
+        path = self.folder / "run.json"
+        history: list[Mapping[str, Any]] = []
+        if self.resumed is not None and path.is_file():
+            try:
+                history = json.loads(path.read_text("utf-8"))["starts"]
+            except (ValueError, KeyError, TypeError):
+                history = []
+        start = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "host": socket.gethostname(),
+            "step": self.resumed or 0,
+        }
+        write_json(
+            path, {**platform.facts(), "dtype": effective_dtype(self.config), "starts": [*history, start]}
+        )
+
+
+def effective_dtype(config: Any) -> dict[str, str] | None:
+    """The dtypes of computation and parameters that the `model` section comes to on this platform."""
+    model = getattr(config, "model", None)
+    if model is None:
+        return None
+    execution = model.execution.resolve()
+    return {"compute": execution.dtype, "parameters": execution.param_dtype, "softmax and loss": "float32"}
+
+
+def compilation_cache() -> None:
+    """Keep compiled programs between processes, unless the user has said where (or said no)."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+
+
+def lock_folder(folder: Path) -> Any:
+    """Hold the folder against other processes; the system lets go when this process ends, however it ends.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    import jax
+
+    if jax.process_index() != 0:
+        return None
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = (folder / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise RunError(
+            f"another process (pid {holder}) trains in {folder}: wait for it, or choose another run.dir"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of a saved config."""
+    from hllm_jax.config import read_document
+
+    return dict(read_document(path).values)

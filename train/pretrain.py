@@ -1,0 +1,104 @@
+"""Pretraining: raw text in, a base model out.
+
+    hllm train configs/pretrain/tiny.yaml train.steps=100
+
+Copy this file (`hllm recipes copy pretrain DIR`), change a line, and train with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hllm_jax import data, generation, objectives, parallel, training
+from hllm_jax.config import config
+from hllm_jax.data.config import DataConfig
+from hllm_jax.models.config import ModelConfig
+from hllm_jax.parallel.config import MeshConfig, Strategy
+from hllm_jax.tokenizers.config import TokenizerConfig
+from hllm_jax.training.config import (
+    CheckpointConfig,
+    EvalConfig,
+    LogConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    check_sections,
+)
+
+
+@config
+class Config:
+    """Everything a run can be told."""
+
+    recipe: str = "pretrain"
+    run: RunConfig
+    model: ModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    mesh: MeshConfig = MeshConfig()
+    strategy: Strategy = "ddp"
+
+    def __post_init__(self) -> None:
+        check_sections(self.model, self.train)
+
+
+def main(config: Config) -> training.TrainState:
+    """Train, or go on where the run folder stands."""
+    # ---- run, tokenizer, model ----
+    run = training.Run.start(config)
+    tokenizer, model, params = training.begin(
+        run, config.model, lambda: data.tokenizer_for(config.tokenizer, config.data)
+    )
+
+    # ---- data: batches[n] is a pure function of n ----
+    shape: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "sequence_length": config.train.sequence_length,
+        "seed": config.run.seed,
+    }
+    batches = config.data.build(tokenizer, epochs=config.train.epochs, **shape)
+    steps = config.train.steps or len(batches)
+    run.identify(tokenizer=tokenizer, data=batches.fingerprint, model=model.config)
+
+    # ---- objective and optimizer ----
+    loss = objectives.causal_lm(model, z_loss=config.train.z_loss)
+    optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
+
+    # ---- mesh, shapes, shardings; then arrays ----
+    mesh = parallel.make_mesh(config.mesh, config.strategy)
+    layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
+    layout.check_batch(config.train.batch_size, config.train.accumulation)
+    state = run.restore(layout) or layout.init(config.run.seed, params)
+    step = training.make_train_step(loss, optimizer, layout, config.train.accumulation)
+
+    # ---- beside training: save first, then what may fail ----
+    hooks = [training.save(run, config.checkpoint.every)]
+    if config.eval.every != 0:
+        held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
+        measure = training.make_evaluation(
+            loss, layout, held_out, tokenizer.byte_lengths, config.eval.batches
+        )
+        hooks.append(training.evaluate(run, measure, config.eval.every))
+    samples = config.log.samples
+
+    def write(state: training.TrainState) -> list[dict[str, str]]:
+        writer = generation.LanguageModel(model.config, model, state.variables, tokenizer)
+        texts = writer.generate(
+            list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature, raw=True
+        )
+        return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
+
+    if samples.prompts:
+        hooks.append(training.sample(run, write, samples.every))
+    hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
+
+    # ---- train ----
+    flops = model.config.flops_per_token(config.train.sequence_length)
+    return training.train(run, state, step, batches, layout, steps, hooks, flops)
