@@ -106,7 +106,6 @@ class Facts:
     row_source: str = ""
     sources: tuple[Source, ...] = ()
     next_commands: tuple[str, ...] = ()
-    matmul_flops: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:

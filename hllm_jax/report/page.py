@@ -14,7 +14,7 @@ from hllm_jax.report.figures import loss_figure, rate_figure, roofline_tokens_pe
 from hllm_jax.report.stage import Stage, is_run, read_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 # Stages in the order in which a model goes through them; others follow by name.
 ORDER = ("tokenizer", "pretrain", "sft")
@@ -70,7 +70,6 @@ def render(folder: Path, stages: Sequence[Stage], facts: Facts) -> str:
     template = environment.from_string(_template())
     comparison = facts.comparison
     scores = comparison.scores if comparison else ()
-    peak = facts.matmul_flops or _first(stage.platform.get("matmul_flops") for stage in stages)
     return template.render(
         title=facts.title or f"Run {folder.resolve().name}",
         facts=facts,
@@ -81,7 +80,7 @@ def render(folder: Path, stages: Sequence[Stage], facts: Facts) -> str:
                 "rows": _overview(stage),
                 # The baselines read the pretraining text; they say nothing about conversations.
                 "loss": Markup(loss_figure(stage, scores if stage.name == comparison_stage(stages) else ())),
-                "rate": Markup(rate_figure(stage, peak)),
+                "rate": Markup(rate_figure(stage, matmul_peak(stage))),
             }
             for stage in stages
         ],
@@ -104,12 +103,22 @@ def _template() -> str:
     return (resources.files("hllm_jax.report") / "page.html.jinja").read_text("utf-8")
 
 
+def matmul_peak(stage: Stage) -> float | None:
+    """The matmul peak, FLOP/s, that the run compared itself with; `None` where it cannot be told."""
+    roofline = roofline_tokens_per_second(stage)
+    length = (stage.config.get("train") or {}).get("sequence_length")
+    if roofline is None or stage.model is None or not isinstance(length, int):
+        return None
+    return roofline * stage.model.flops_per_token(length)
+
+
 def _overview(stage: Stage) -> list[tuple[str, str]]:
     planned = stage.planned_steps
     roofline = roofline_tokens_per_second(stage)
     rate = median_rate(stage)
     rows = [
         ("state", stage.state),
+        ("parameters", _number(stage.model.parameters()) if stage.model else ""),
         ("steps", f"{stage.last_step:,}" + (f" of {planned:,}" if planned else "")),
         ("tokens read", _number(stage.tokens)),
         ("training time", _duration(stage.seconds)),
@@ -175,10 +184,6 @@ def _segments(row: Sequence[RowToken]) -> list[dict[str, Any]]:
             groups.append({"segment": token.segment, "tokens": []})
         groups[-1]["tokens"].append(token)
     return groups
-
-
-def _first(values: Iterable[Any]) -> float | None:
-    return next((float(value) for value in values if isinstance(value, int | float)), None)
 
 
 def _number(value: float | None) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
+import os
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from hllm_jax.models.config import DecoderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# A run that has logged within this time counts as running.
-FRESH_SECONDS = 180
-
 Line = dict[str, Any]
+State = Literal["finished", "running", "interrupted", "stopped", "not started"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,15 @@ class Stage:
         folder: the run folder.
         config: the resolved configuration, nested; empty if it is not there.
         config_text: `config.yaml` as it stands.
-        platform: what the run recorded of devices and versions.
+        platform: what `run.json` says of machine, versions, code and starts.
         steps: logged training steps, ascending in `step`.
         evaluations: lines with `eval/…` keys, ascending in `step`.
         samples: lines of `samples.jsonl`, ascending in `step`.
         damaged: lines of `metrics.jsonl` that are no JSON (the last one of a killed run).
-        state: whether the planned steps are done, and if not whether somebody is still at it.
+        checkpoint: the newest saved step; 0 without one.
+        model: architecture by the newest checkpoint; `None` before the first.
+        state: whether the planned steps are done, and if not whether a process is still at it. `stopped` is a
+            run whose configuration does not say how many steps it wants.
     """
 
     name: str
@@ -43,7 +47,9 @@ class Stage:
     evaluations: tuple[Line, ...]
     samples: tuple[Line, ...]
     damaged: int
-    state: Literal["finished", "running", "interrupted", "not started"]
+    checkpoint: int
+    model: DecoderConfig | None
+    state: State
 
     @property
     def last_step(self) -> int:
@@ -97,6 +103,7 @@ def read_stage(folder: Path) -> Stage:
     config = _read_yaml(config_text)
     steps = _latest(line for line in lines if not _is_evaluation(line))
     planned = _at(config, "train", "steps")
+    manifest = _read_manifest(folder)
     return Stage(
         name=folder.resolve().name,
         folder=folder,
@@ -107,6 +114,8 @@ def read_stage(folder: Path) -> Stage:
         evaluations=_latest(line for line in lines if _is_evaluation(line)),
         samples=tuple(sorted(samples, key=lambda line: line["step"])),
         damaged=damaged,
+        checkpoint=int(manifest.get("step", 0)),
+        model=_read_model(_at(manifest, "facts", "model")),
         state=_state(folder, steps, planned),
     )
 
@@ -116,16 +125,30 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() or (folder / "metrics.jsonl").exists()
 
 
-def _state(
-    folder: Path, steps: Sequence[Line], planned: object
-) -> Literal["finished", "running", "interrupted", "not started"]:
+def _state(folder: Path, steps: Sequence[Line], planned: object) -> State:
     last = steps[-1]["step"] if steps else 0
     if isinstance(planned, int) and last >= planned:
         return "finished"
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists() and time.time() - metrics.stat().st_mtime < FRESH_SECONDS:
+    if _is_held(folder):
         return "running"
-    return "interrupted" if steps else "not started"
+    if not steps:
+        return "not started"
+    return "interrupted" if isinstance(planned, int) else "stopped"
+
+
+def _is_held(folder: Path) -> bool:
+    # The lock itself is not tried: a run that starts at this moment would find it taken. The file holds the
+    # process id of its last holder.
+    text = _read_text(folder / ".lock").strip()
+    if not text.isdecimal() or int(text) == os.getpid():
+        return False
+    try:
+        os.kill(int(text), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _is_evaluation(line: Line) -> bool:
@@ -167,13 +190,52 @@ def _read_yaml(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    for path in sorted(folder.glob("checkpoints/*/manifest.json"), reverse=True):
+        try:
+            found = json.loads(_read_text(path))
+        except json.JSONDecodeError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _read_model(fields: Any) -> DecoderConfig | None:
+    from pydantic import TypeAdapter
+
+    try:
+        return TypeAdapter(DecoderConfig).validate_python(fields)
+    except ValueError:
+        return None
+
+
 def _read_platform(folder: Path) -> dict[str, Any]:
-    text = _read_text(folder / "platform.json")
+    """What `run.json` says of machine, versions and code, as lines of a table."""
+    text = _read_text(folder / "run.json")
     try:
         found = json.loads(text) if text else {}
     except json.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    lines: dict[str, Any] = {}
+    for name, value in found.items():
+        if name == "git" and isinstance(value, dict):
+            lines["commit"] = (
+                f"{value.get('commit')}{' and uncommitted changes' if value.get('changed') else ''}"
+            )
+        elif name == "command" and isinstance(value, list):
+            lines["command"] = shlex.join(
+                [str(part).rpartition(os.sep)[2] if n == 0 else str(part) for n, part in enumerate(value)]
+            )
+        elif name == "starts" and isinstance(value, list):
+            lines["starts"] = "; ".join(f"{start.get('time')} at step {start.get('step')}" for start in value)
+        elif isinstance(value, dict):
+            lines[name.replace("_", " ")] = ", ".join(f"{key} {part}" for key, part in value.items())
+        elif value is not None:
+            lines[name.replace("_", " ")] = value
+    return {name: value for name, value in lines.items() if value != ""}
 
 
 def _at(tree: Any, *keys: str) -> Any:

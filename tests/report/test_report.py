@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hllm_jax.config import to_dict
+from hllm_jax.models.config import DecoderConfig
 from hllm_jax.report import (
     Comparison,
     Facts,
@@ -21,7 +23,7 @@ from hllm_jax.report import (
     report,
 )
 
-HOUR_AGO = 1_700_000_000
+NOBODY = 2**22 + 1  # larger than any process id
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -62,7 +64,7 @@ class Page(html.parser.HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def make_run(folder: Path, steps: int = 60, planned: int = 60, tail: str = "", old: bool = True) -> Path:
+def make_run(folder: Path, steps: int = 60, planned: int = 60, tail: str = "", ended: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(f"recipe: pretrain\ntrain:\n  steps: {planned}\n", "utf-8")
     lines = []
@@ -83,8 +85,7 @@ def make_run(folder: Path, steps: int = 60, planned: int = 60, tail: str = "", o
             lines.append({"step": step, "eval/loss": 6.0 - step / 20, "eval/bits_per_byte": 3.0 - step / 40})
     text = "".join(json.dumps(line) + "\n" for line in lines) + tail
     (folder / "metrics.jsonl").write_text(text, "utf-8")
-    if old:
-        os.utime(folder / "metrics.jsonl", (HOUR_AGO, HOUR_AGO))
+    (folder / ".lock").write_text(str(NOBODY if ended else os.getppid()), "utf-8")
     return folder
 
 
@@ -111,13 +112,40 @@ def test_a_finished_run(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "old", "state"),
+    ("steps", "ended", "state"),
     [(30, True, "interrupted"), (30, False, "running"), (0, True, "not started"), (0, False, "running")],
 )
-def test_an_unfinished_run(tmp_path: Path, steps: int, old: bool, state: str):
-    page = read(report(make_run(tmp_path / "one", steps=steps, old=old)))
+def test_an_unfinished_run(tmp_path: Path, steps: int, ended: bool, state: str):
+    page = read(report(make_run(tmp_path / "one", steps=steps, ended=ended)))
     assert f"{state} state" in page.text
     assert page.figures == (2 if steps else 0)
+
+
+def test_what_the_newest_checkpoint_and_the_start_say(tmp_path: Path):
+    make_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("train: {steps: 60, sequence_length: 8}", "utf-8")
+    model = DecoderConfig(vocab_size=64, layers=2, embed=16, heads=2, kv_heads=2)
+    for step in (20, 60):
+        manifest = tmp_path / "checkpoints" / f"{step:08d}" / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(json.dumps({"step": step, "facts": {"model": to_dict(model)}}), "utf-8")
+    start = {"time": "2026-11-24T02:45:00+0000", "host": "x", "step": 0}
+    facts = {"device_kind": "cpu", "versions": {"jax": "0.10.2"}, "git": {"commit": "abc", "changed": True}}
+    (tmp_path / "run.json").write_text(json.dumps({**facts, "starts": [start], "environment": {}}), "utf-8")
+    page = read(report(tmp_path))
+    assert f"{model.parameters():,} parameters" in page.text
+    peak = 4000 * model.flops_per_token(8)  # 2,000 tokens per second were half of it
+    assert f"matmul peak, {peak / 1e9:,.0f} GFLOP/s" in page.text
+    assert "device kind cpu" in page.text
+    assert "versions jax 0.10.2" in page.text
+    assert "commit abc and uncommitted changes" in page.text
+    assert "2026-11-24T02:45:00+0000 at step 0" in page.text
+
+
+def test_a_run_of_epochs_that_ended(tmp_path: Path):
+    make_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("train: {epochs: 1}", "utf-8")
+    assert "stopped state" in read(report(tmp_path)).text
 
 
 def test_a_log_line_cut_by_a_kill_is_counted_and_the_rest_is_shown(tmp_path: Path):
