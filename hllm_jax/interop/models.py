@@ -189,9 +189,9 @@ def _tokenizer(opened: Opened) -> Tokenizer:
         from hllm_jax.tokenizers.gguf import from_gguf
 
         return from_gguf(opened.tensors.metadata)
-    from hllm_jax.tokenizers.huggingface import from_tokenizer_json
+    from hllm_jax.tokenizers.folder import load_tokenizer
 
-    return from_tokenizer_json(opened.tensors.where)
+    return load_tokenizer(opened.tensors.where)
 
 
 def _expect(found: Mapping[str, Any], wanted: Mapping[str, Shape]) -> None:

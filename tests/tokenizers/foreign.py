@@ -29,7 +29,8 @@ ROLE_TOKENS = (
 # No turn markers for the assistant but the end of the document (Mistral).
 INSTRUCTIONS = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "[INST]{{ message['content'] }}[/INST]{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% else %}"
+    "[INST]{{ message['content'] }}[/INST]{% elif message['role'] == 'assistant' %}"
+    "{{ message['content'] + eos_token }}{% else %}"
     "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
 # Thoughts of earlier answers are taken out when more follows (Qwen 3).

@@ -137,5 +137,5 @@ def test_incomplete_metadata(trained: dict[str, Tokenizer], changes: dict[str, A
 def test_a_spelling_listed_twice(trained: dict[str, Tokenizer]) -> None:
     metadata = metadata_of(trained["byte_bpe"])
     metadata["tokenizer.ggml.tokens"][300] = metadata["tokenizer.ggml.tokens"][301]
-    with pytest.raises(TokenizerError, match="tokens lists .* twice"):
+    with pytest.raises(TokenizerError, match=r"tokens lists .* twice"):
         from_gguf(metadata)

@@ -200,7 +200,8 @@ def test_helpers(definition: str) -> None:
     template = (
         "{% for x in [1, 2, 3] %}{% if x == 2 %}{% continue %}{% endif %}{{ x }}{% endfor %}"
         "{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}"
-        "{{ {'b': '<é&\\'>', 'a': 1} | tojson }}{{ [1] | tojson(indent=1) }}{{ strftime_now('%%') }}{{ unk_token }}"
+        "{{ {'b': '<é&\\'>', 'a': 1} | tojson }}{{ [1] | tojson(indent=1) }}"
+        "{{ strftime_now('%%') }}{{ unk_token }}"
     )
     tokens, _ = foreign(definition, template).render(TALK[:1])
     assert foreign(definition, template).decode(tokens) == '131{"b": "<é&\'>", "a": 1}[\n 1\n]%'
