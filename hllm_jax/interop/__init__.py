@@ -9,6 +9,7 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.interop.models import PublishedModel as PublishedModel
     from hllm_jax.interop.models import read_config as read_config
     from hllm_jax.interop.models import read_model as read_model
+    from hllm_jax.interop.models import read_tokenizer as read_tokenizer
     from hllm_jax.interop.models import save_hf as save_hf
     from hllm_jax.interop.registry import Source as Source
     from hllm_jax.interop.registry import registered as registered

@@ -67,6 +67,11 @@ def read_config(model: str | os.PathLike[str] | Source) -> DecoderConfig:
     return _open(model).config
 
 
+def read_tokenizer(model: str | os.PathLike[str] | Source) -> Tokenizer:
+    """The tokenizer of a published model; its weights are not read. Arguments and errors as `read_config`."""
+    return _tokenizer(_open(model))
+
+
 def read_model(
     model: str | os.PathLike[str] | Source,
     *,
@@ -122,14 +127,16 @@ def save_hf(
     folder: str | os.PathLike[str],
     config: DecoderConfig,
     params: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
     family: str = "llama",
 ) -> None:
-    """Write `config.json` and `model.safetensors` that `transformers` loads.
+    """Write `config.json`, `model.safetensors` and the tokenizer's files, all that `transformers` loads.
 
     Args:
         folder: made if missing; files of these names are replaced.
         config: the architecture.
         params: the tree under `params`, stacked or not, in the dtype to be written.
+        tokenizer: written too, if given.
         family: name of the page whose format it is.
 
     Raises:
@@ -145,9 +152,11 @@ def save_hf(
         published["dtype"] = published["torch_dtype"] = dtypes.pop()
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / WEIGHTS, page.HF_NAMES.save(flat))
-    text = json.dumps(published, indent=2) + "\n"
+    if tokenizer is not None:
+        published["bos_token_id"], published["eos_token_id"] = tokenizer.bos_id, list(tokenizer.stop_ids)
+        tokenizer.save(folder)
     partial = folder / (CONFIG + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / CONFIG)
 
 
@@ -181,7 +190,7 @@ def _spec(where: str, build: Any) -> DecoderConfig:
     except (TypeError, ZeroDivisionError) as error:
         raise UnreadableModel(f"{where}: a value of its config has the wrong type: {error}") from error
     except ValueError as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise UnreadableModel(f"{where}: {error}") from error
 
 
 def _tokenizer(opened: Opened) -> Tokenizer:

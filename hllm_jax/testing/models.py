@@ -37,7 +37,7 @@ def tiny_model(
         execution: fields of `Execution`.
     """
     config = config or tiny_config()
-    model = Decoder(config, Execution(**{"dtype": "float32", **execution}))
+    model = Decoder(config, dataclasses.replace(Execution(dtype="float32"), **execution))
     rng = np.random.default_rng(seed)
     params: dict[str, Any] = unflatten_dict(
         {
