@@ -119,19 +119,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Yield `(name, content)` of the files in a wheel, zip or tar archive that match, sorted by name.
+def members(archive: Path, *patterns: str) -> Iterator[tuple[str, bytes]]:
+    """Yield `(name, content)` of the files in a wheel, zip or tar archive that match, in the archive's order.
 
-    Only named members are read into memory; nothing is written to disk, so hostile paths do no harm.
+    Only these are read, one at a time; nothing is written to disk, so hostile paths do no harm.
     """
+
+    def wanted(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as unzipped:
-            for name in sorted(n for n in unzipped.namelist() if fnmatchcase(n, pattern)):
+            for name in filter(wanted, unzipped.namelist()):
                 yield name, unzipped.read(name)
         return
-    with tarfile.open(archive) as untarred:
-        found = {m.name: m for m in untarred.getmembers() if m.isfile() and fnmatchcase(m.name, pattern)}
-        for name in sorted(found):
-            file = untarred.extractfile(found[name])
-            if file is not None:
-                yield name, file.read()
+    with tarfile.open(archive, "r|*") as untarred:  # a stream: going back would decompress from the start
+        for member in untarred:
+            if member.isfile() and wanted(member.name):
+                file = untarred.extractfile(member)
+                if file is not None:
+                    yield member.name, file.read()

@@ -118,8 +118,17 @@ def test_members_of_archives(tmp_path):
             tarred.add(tmp_path / name, f"in/{name}")
     for archive in ("x.whl", "x.tar.gz"):
         found = list(members(tmp_path / archive, "in/*.txt"))
-        assert found == [("in/a.txt", b"a.txt"), ("in/b.txt", b"b.txt")]
+        assert found == [("in/b.txt", b"b.txt"), ("in/a.txt", b"a.txt")]
 
 
 def test_closing_quotes_that_nobody_opened_go():
     assert without_stray_quotes("甲”乙“丙”丁”") == "甲乙“丙”丁"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in EMBEDDED])
+def test_larger_corpora_have_their_recorded_counts(name):
+    corpus = corpora.prepare(name)
+    train, held = set(split_texts(name, "train")), set(split_texts(name, "validation"))
+    assert (len(train), len(held)) == (corpus.train, corpus.validation)
+    assert not train & held

