@@ -46,7 +46,7 @@ class Config:
     strategy: Strategy = "ddp"
 
     def __post_init__(self) -> None:
-        check_sections(self.model, self.train)
+        check_sections(self.model, self.train, self.schedule)
 
 
 def main(config: Config) -> training.TrainState:

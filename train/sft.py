@@ -53,7 +53,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.model.load is None:
             raise Invalid(("model.load", "fine-tuning starts from a model: a run folder, a file or a name"))
-        check_sections(self.model, self.train)
+        check_sections(self.model, self.train, self.schedule)
 
 
 def main(config: Config) -> training.TrainState:

@@ -1,4 +1,4 @@
-"""What is minimised: pure functions from variables and a batch to sums, whose means are taken over the global batch."""
+"""What is minimised: pure functions from variables and a batch to sums; means are over the global batch."""
 
 from etils import epy
 

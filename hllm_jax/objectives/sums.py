@@ -24,7 +24,7 @@ Variables: TypeAlias = Mapping[str, Any]
 
 
 class Loss(Protocol):
-    """An objective. The numerator of its entry `"loss"` is differentiated; denominators depend on data alone."""
+    """An objective: the numerator of `"loss"` is differentiated; denominators depend on data alone."""
 
     def __call__(self, variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
         """Sums over the rows of `batch`; `rng=None` means evaluation (no dropout)."""

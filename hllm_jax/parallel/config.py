@@ -11,8 +11,8 @@ AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 
 #: How a model is spread: `ddp` replicates it; `zero1` shards the optimizer state, `zero2` the gradients too,
 #: `zero3` (= fully sharded data parallel) the parameters too, over data x fsdp; `hsdp` is `zero3` over fsdp
-#: only, replicated over data; `tensor` splits heads, mlp and vocabulary. Where `mesh.tensor` is above 1, every
-#: strategy splits those as well.
+#: only, replicated over data; `tensor` splits heads, mlp and vocabulary. Where `mesh.tensor` is above 1,
+#: every strategy splits those as well.
 Strategy: TypeAlias = Literal["ddp", "zero1", "zero2", "zero3", "hsdp", "tensor"]
 
 

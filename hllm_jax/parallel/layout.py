@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
-from hllm_jax.parallel.state import Predicate, TrainState, Tree, everything, split
+from hllm_jax.parallel.state import Predicate, TrainState, Tree, everything, flatten, split, unflatten
 
 Path = tuple[str, ...]
 
@@ -67,14 +66,14 @@ class Layout:
         self.trainable = trainable
 
         boxed = jax.eval_shape(self._variables, jax.random.key(0))
-        shapes = flatten_dict(meta.unbox(boxed))
+        shapes = flatten(meta.unbox(boxed))
         self._names: dict[Path, tuple[str | None, ...]] = {
             path: _padded(names, shapes[path].ndim)
-            for path, names in flatten_dict(nn.get_partition_spec(boxed)).items()
+            for path, names in flatten(nn.get_partition_spec(boxed)).items()
         }
         _check_divisible(shapes, self._names, rules, mesh)
 
-        abstract, frozen = split(unflatten_dict(shapes), trainable)
+        abstract, frozen = split(unflatten(shapes), trainable)
         variables = self._shardings(rules.parameters)
         of_trainable, of_frozen = split(variables, trainable)
         self.gradient_shardings, _ = split(self._shardings(rules.gradients), trainable)
@@ -94,11 +93,7 @@ class Layout:
             opt_state=opt_state,
             rng=jax.ShapeDtypeStruct((2,), jnp.uint32),
         )
-        self.abstract_state: TrainState = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            shapes_of_state,
-            self.shardings,
-        )
+        self.abstract_state: TrainState = jax.tree.map(_placed, shapes_of_state, self.shardings)
 
     # -- arrays ---------------------------------------------------------------------------------------------
 
@@ -128,9 +123,9 @@ class Layout:
         """Foreign variables as sharded arrays of the model's dtypes, after a check of names and shapes."""
         given = {
             path: np.asarray(leaf) if not hasattr(leaf, "shape") else leaf
-            for path, leaf in flatten_dict(dict(variables)).items()
+            for path, leaf in flatten(variables).items()
         }
-        wanted = flatten_dict(self.abstract_state.variables)
+        wanted = flatten(self.abstract_state.variables)
         compare(
             {"/".join(p): tuple(x.shape) for p, x in given.items()},
             {"/".join(p): tuple(x.shape) for p, x in wanted.items()},
@@ -140,7 +135,7 @@ class Layout:
             path: jax.device_put(np.asarray(given[path]).astype(want.dtype, copy=False), want.sharding)
             for path, want in wanted.items()
         }
-        return unflatten_dict(placed)
+        return unflatten(placed)
 
     # -- batches --------------------------------------------------------------------------------------------
 
@@ -180,7 +175,7 @@ class Layout:
         return {name: jax.make_array_from_process_local_data(where, rows) for name, rows in batch.items()}
 
     @contextlib.contextmanager
-    def activations(self) -> Iterator[None]:
+    def activations(self) -> Generator[None]:
         """While tracing a model in here, `with_logical_constraint` means this mesh and these rules."""
         if self.mesh.size == 1:
             yield
@@ -206,12 +201,12 @@ class Layout:
 
     def _shardings(self, table: Table) -> Tree:
         flat = {path: NamedSharding(self.mesh, spec(names, table)) for path, names in self._names.items()}
-        return unflatten_dict(flat)
+        return unflatten(flat)
 
     def _like_parameters(self, opt_state: Any, parameters: Tree) -> Any:
         """Each leaf that has the path and the shape of a parameter is sharded as the optimizer rules say of
         that parameter; whatever else an optimizer keeps (counts, factored moments) is replicated."""
-        shapes = {path: leaf.shape for path, leaf in flatten_dict(parameters).items()}
+        shapes = {path: leaf.shape for path, leaf in flatten(parameters).items()}
 
         def where(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
             keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
@@ -242,6 +237,10 @@ def compare(given: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> N
     if len(other) > 10:
         lines.append(f"  … and {len(other) - 10} more of another shape")
     raise LayoutError("\n".join(lines))
+
+
+def _placed(shape: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 
 def _padded(names: Any, rank: int) -> tuple[str | None, ...]:

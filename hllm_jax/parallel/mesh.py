@@ -45,7 +45,7 @@ def make_mesh(
     strategy: Strategy = "ddp",
     devices: Sequence[jax.Device] | None = None,
 ) -> jax.sharding.Mesh:
-    """A mesh with all six axes (most of size 1) whose axis types are Auto: the compiler places the collectives.
+    """A mesh with all six axes (most of size 1), of Auto type: the compiler places the collectives.
 
     Args:
         config: axis sizes; None for all devices on the strategy's own axis.

@@ -1,4 +1,4 @@
-"""What each logical axis means on the mesh, as data: this table is all that DDP, ZeRO and tensor parallelism are."""
+"""What each logical axis means on the mesh: this table is all that DDP, ZeRO and tensor parallelism are."""
 
 from __future__ import annotations
 

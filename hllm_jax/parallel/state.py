@@ -6,14 +6,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import flax.struct
-import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax import traverse_util
 
 #: Says of the path of a variable, e.g. `("params", "layers", "mlp", "up", "kernel")`, whether it is trained.
 Predicate: TypeAlias = Callable[[tuple[str, ...]], bool]
 
 #: Linen variables without boxes: collection -> nested dict of arrays (or of their shapes).
 Tree: TypeAlias = dict[str, Any]
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Nested dicts as one dict from paths to leaves."""
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(tree))
+    return flat
+
+
+def unflatten(flat: Mapping[tuple[str, ...], Any]) -> Tree:
+    """The inverse of `flatten`."""
+    tree: Tree = traverse_util.unflatten_dict(dict(flat))
+    return tree
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -27,11 +38,11 @@ class TrainState(flax.struct.PyTreeNode):
         rng: uint32 `[2]`, key data from which each step folds its own key; never changes.
     """
 
-    step: jax.Array
+    step: Any
     trainable: Tree
     frozen: Tree
     opt_state: Any
-    rng: jax.Array
+    rng: Any
 
     @property
     def variables(self) -> Tree:
@@ -56,7 +67,7 @@ def split(variables: Mapping[str, Any], trainable: Predicate = everything) -> tu
     Raises:
         ValueError: nothing is trainable.
     """
-    flat = flatten_dict(dict(variables))
+    flat = flatten(variables)
     chosen = {path: leaf for path, leaf in flat.items() if trainable(path)}
     if not chosen:
         names = ", ".join(sorted("/".join(path) for path in flat)[:8])
@@ -64,11 +75,11 @@ def split(variables: Mapping[str, Any], trainable: Predicate = everything) -> tu
             f"the predicate of what trains matches none of the {len(flat)} variables ({names}, …)"
         )
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
-    return unflatten_dict(chosen), unflatten_dict(rest)
+    return unflatten(chosen), unflatten(rest)
 
 
 def merge(trainable: Tree, frozen: Tree) -> Tree:
     """The inverse of `split`."""
     if not frozen:
         return trainable
-    return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trainable)})
+    return unflatten({**flatten(frozen), **flatten(trainable)})

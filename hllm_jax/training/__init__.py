@@ -12,8 +12,8 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.training.config import LogConfig as LogConfig
     from hllm_jax.training.config import OptimizerConfig as OptimizerConfig
     from hllm_jax.training.config import RunConfig as RunConfig
-    from hllm_jax.training.config import ScheduleConfig as ScheduleConfig
     from hllm_jax.training.config import SampleConfig as SampleConfig
+    from hllm_jax.training.config import ScheduleConfig as ScheduleConfig
     from hllm_jax.training.config import TrainConfig as TrainConfig
     from hllm_jax.training.config import check_sections as check_sections
     from hllm_jax.training.hooks import Hook as Hook

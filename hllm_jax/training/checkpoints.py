@@ -22,10 +22,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hllm_jax.parallel.layout import Layout, LayoutError, compare
-from hllm_jax.parallel.state import TrainState, Tree
+from hllm_jax.parallel.state import TrainState, Tree, flatten, unflatten
 
 FORMAT = "hllm_jax checkpoint 1"
 MANIFEST, MARK, ARRAYS = "manifest.json", "saving.json", "arrays"
@@ -166,7 +165,7 @@ class Checkpoints:
                     shutil.rmtree(folder)
                 folder.mkdir(parents=True)
                 write_json(folder / MARK, {"format": FORMAT, "step": step})
-            response = orbax.save_checkpointables_async((folder / ARRAYS).absolute(), grouped(arrays))
+            response = orbax.save_checkpointables_async(str((folder / ARRAYS).absolute()), grouped(arrays))
         except Exception as error:
             raise self._failed(step, error) from error
         manifest = Manifest(step=step, facts=dict(facts), arrays=describe(arrays), files={})
@@ -268,19 +267,20 @@ class Checkpoints:
         left = self.latest()
         there = f"step {left} is saved and intact" if left is not None else "nothing was saved before"
         free = shutil.disk_usage(self.folder).free / 1e9 if self.folder.is_dir() else 0.0
+        said = " ".join(str(error).split())[:400] or repr(error)
         return CheckpointError(
-            f"saving step {step} to {self.path(step)} failed: {' '.join(str(error).split())[:400] or repr(error)}. "
+            f"saving step {step} to {self.path(step)} failed: {said}. "
             f"{there} ({free:.1f} GB free there); run the same command again to go on from it"
         )
 
 
-# -- a state as named arrays, and back ------------------------------------------------------------------------
+# -- a state as named arrays, and back ----------------------------------------------------------------------
 
 
 def items(state: TrainState) -> dict[str, Any]:
     """Every array of a state under its name: `trainable/…`, `frozen/…`, `optimizer/…` (with step and rng)."""
-    named = {f"trainable/{name}": leaf for name, leaf in flatten_dict(state.trainable, sep="/").items()}
-    named |= {f"frozen/{name}": leaf for name, leaf in flatten_dict(state.frozen, sep="/").items()}
+    named = {"/".join(("trainable", *path)): leaf for path, leaf in flatten(state.trainable).items()}
+    named |= {"/".join(("frozen", *path)): leaf for path, leaf in flatten(state.frozen).items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
         named["optimizer/state/" + "/".join(_key(entry) for entry in path)] = leaf
     return named | {"optimizer/step": state.step, "optimizer/rng": state.rng}
@@ -290,12 +290,13 @@ def rebuild(like: TrainState, named: Mapping[str, Any]) -> TrainState:
     """The inverse of `items`; `like` has the structure."""
 
     def part(prefix: str) -> Tree:
-        flat = {name.removeprefix(prefix): leaf for name, leaf in named.items() if name.startswith(prefix)}
-        return unflatten_dict(flat, sep="/")
+        flat = {name: leaf for name, leaf in named.items() if name.startswith(prefix)}
+        return unflatten({tuple(name.split("/")[1:]): leaf for name, leaf in flat.items()})
 
-    opt_state = jax.tree_util.tree_map_with_path(
-        lambda path, _: named["optimizer/state/" + "/".join(_key(entry) for entry in path)], like.opt_state
-    )
+    def of_optimizer(path: tuple[Any, ...], _: Any) -> Any:
+        return named["optimizer/state/" + "/".join(_key(entry) for entry in path)]
+
+    opt_state = jax.tree_util.tree_map_with_path(of_optimizer, like.opt_state)
     return TrainState(
         step=named["optimizer/step"],
         trainable=part("trainable/"),
@@ -319,7 +320,7 @@ def read_variables(folder: Path) -> Tree:
         if not name.startswith("optimizer/")
     }
     flat = load(folder, wanted)
-    return unflatten_dict({tuple(name.split("/")[1:]): leaf for name, leaf in flat.items()})
+    return unflatten({tuple(name.split("/")[1:]): leaf for name, leaf in flat.items()})
 
 
 def describe(named: Mapping[str, Any]) -> dict[str, tuple[list[int], str]]:
@@ -341,7 +342,7 @@ def load(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     from orbax.checkpoint import v1 as orbax
 
     try:
-        found = orbax.load_checkpointables((folder / ARRAYS).absolute(), grouped(wanted))
+        found = orbax.load_checkpointables(str((folder / ARRAYS).absolute()), grouped(wanted))
     except Exception as error:
         text = " ".join(str(error).split())[:400]
         raise CheckpointError(f"{folder} cannot be read: {text}") from error
@@ -355,7 +356,7 @@ def _key(entry: Any) -> str:
     raise TypeError(f"no name for {entry!r}")
 
 
-# -- files ----------------------------------------------------------------------------------------------------
+# -- files --------------------------------------------------------------------------------------------------
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -371,7 +372,9 @@ def read_manifest(folder: Path) -> Manifest:
             raise CheckpointError(f"{path} has the format {raw['format']!r}, this version reads {FORMAT!r}")
         arrays = {name: (list(shape), str(dtype)) for name, (shape, dtype) in raw["arrays"].items()}
         files = {name: (int(size), int(crc)) for name, (size, crc) in raw["files"].items()}
-        return Manifest(**{**raw, "arrays": arrays, "files": files})
+        return Manifest(
+            step=int(raw["step"]), facts=raw["facts"], arrays=arrays, files=files, metrics=raw["metrics"]
+        )
     except FileNotFoundError:
         state = "was never finished" if (Path(folder) / MARK).is_file() else "is no checkpoint of hllm_jax"
         raise CheckpointError(f"{folder} {state}: it has no {MANIFEST}") from None

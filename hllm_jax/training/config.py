@@ -91,8 +91,8 @@ class OptimizerConfig:
     """The optimizer. Weight decay is decoupled (Loshchilov & Hutter 2019) and touches matrices only.
 
     Attributes:
-        name: `adamw`; `adafactor` (Shazeer & Stern 2018), `lion` (Chen et al. 2023), `muon` (Jordan et al. 2024:
-            matrices between hidden layers, AdamW for the rest).
+        name: `adamw`; `adafactor` (Shazeer & Stern 2018), `lion` (Chen et al. 2023), `muon` (Jordan et al.
+            2024: matrices between hidden layers, AdamW for the rest).
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
         weight_decay: per unit of learning rate.
@@ -244,20 +244,42 @@ class LogConfig:
         Invalid.check([(self.every < 1, "every", f"{self.every}: at least 1")])
 
 
-def check_sections(model: ModelConfig, train: TrainConfig) -> None:
+def warmup_updates(schedule: ScheduleConfig, steps: int) -> int:
+    """Updates of warm-up: `schedule.warmup`, or that share of `steps`."""
+    return round(schedule.warmup * steps) if schedule.warmup < 1 else int(schedule.warmup)
+
+
+def schedule_problem(schedule: ScheduleConfig, steps: int) -> tuple[str, str] | None:
+    """Field and message if the phases of a schedule do not fit into so many updates."""
+    last, warmup = steps - 1, warmup_updates(schedule, steps)
+    if steps > 1 and warmup > last:
+        return "warmup", f"{warmup} updates of warm-up do not fit into train.steps={steps}: at most {last}"
+    falling = round(schedule.decay * steps)
+    if schedule.kind == "wsd" and steps > 1 and warmup + falling > last:
+        return "decay", (
+            f"{warmup} updates of warm-up and {falling} of decay overlap in train.steps={steps}: together "
+            f"at most {last}"
+        )
+    return None
+
+
+def check_sections(model: ModelConfig, train: TrainConfig, schedule: ScheduleConfig) -> None:
     """Refuse sections that do not go together; for the `__post_init__` of a recipe's config.
 
     Raises:
-        Invalid: rows that are longer than the model's `max_length`.
+        Invalid: a schedule that does not fit into the steps, rows longer than the model's `max_length`.
     """
-    if model.load is not None:
-        return
-    longest = model.spec().max_length
-    if train.sequence_length > longest:
-        raise Invalid(
+    problems: list[tuple[str, str]] = []
+    if train.steps is not None and (found := schedule_problem(schedule, train.steps)):
+        problems.append((f"schedule.{found[0]}", found[1]))
+    longest = None if model.load is not None else model.spec().max_length
+    if longest is not None and train.sequence_length > longest:
+        problems.append(
             (
                 "train.sequence_length",
                 f"{train.sequence_length} is longer than the model's max_length {longest}: "
                 "shorten it, or set model.max_length",
             )
         )
+    if problems:
+        raise Invalid(*problems)

@@ -68,7 +68,7 @@ def regularly(every: int | None, at_end: bool = True) -> Callable[[Moment], bool
 
 
 def save(run: Run, every: int | None) -> Hook:
-    """Checkpoints: every so many updates, at the end, and when the run is interrupted. Comes before `evaluate`."""
+    """Checkpoints: every so many updates, at the end, when the run is interrupted. Goes before `evaluate`."""
     due = regularly(every)
 
     def act(moment: Moment) -> None:
@@ -80,8 +80,8 @@ def save(run: Run, every: int | None) -> Hook:
 def evaluate(run: Run, measure: Callable[[TrainState], Mapping[str, float]], every: int | None) -> Hook:
     """Evaluation: its line goes to `metrics.jsonl`, its metrics to the manifest of that step's checkpoint.
 
-    There is one before the first update too. A run that was killed between the checkpoint and the evaluation of
-    a step does the latter when it resumes.
+    There is one before the first update too. A run that was killed between the checkpoint and the evaluation
+    of a step does the latter when it resumes.
 
     Args:
         run: the run.

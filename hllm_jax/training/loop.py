@@ -49,8 +49,8 @@ def train(
 ) -> TrainState:
     """Train from `state.step` to `steps`.
 
-    The host never waits for an update to finish before it has sent the next ones. SIGTERM ends the process with
-    status 0 and Ctrl-C with 130, both after a checkpoint.
+    The host never waits for an update to finish before it has sent the next ones. SIGTERM ends the process
+    with status 0 and Ctrl-C with 130, both after a checkpoint.
 
     Args:
         run: the run; its config has the sections `train` and `log`.
@@ -87,7 +87,7 @@ def train(
             run.say(f"compiled in {seconds:.1f} s" + (f", {peak / 1e9:.2f} GB a device" if peak else ""))
             loop.begin()
             for n in range(start, steps):
-                # Whatever crosses between host and device does so in the open: `put`, and reading metrics late.
+                # What crosses between host and device does so in the open: `put`, and reading metrics late.
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, ahead)
                 if n + 1 < steps:
@@ -203,13 +203,15 @@ class Loop:
         folder = self.run.folder / "bad_batches"
         folder.mkdir(exist_ok=True)
         path = folder / f"{step:08d}.npz"
-        np.savez(path, **{name: np.asarray(rows) for name, rows in dict(self.batches[step - 1]).items()})
+        arrays: dict[str, Any] = {name: np.asarray(rows) for name, rows in self.batches[step - 1].items()}
+        np.savez(path, **arrays)
         with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(
                 dumps({"step": step, "loss": str(values["loss"]), "grad_norm": str(values["grad_norm"])})
                 + "\n"
             )
-        what = f"update {step} was skipped: loss {values['loss']}, gradient norm {values['grad_norm']}; batch kept in {path}"
+        found = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
+        what = f"update {step} was skipped: {found}; its batch is in {path}"
         self.run.say(f"[red]{what}[/red]")
         limit = 1 if self.settings.nan_policy == "stop" else self.settings.nan_limit
         if self.bad_in_a_row >= limit:

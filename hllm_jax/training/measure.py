@@ -46,7 +46,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics over all batches; means are over tokens, not over batches.
 
-        loss = Σ w·nll / Σ w,   perplexity = exp(loss),   bits per byte = Σ w·nll / ln 2 / Σ (w > 0)·bytes(target)
+        loss = Σ w·nll / Σ w,   perplexity = exp(loss)
+        bits per byte = Σ w·nll / ln 2 / Σ (w > 0)·bytes(target)
 
     The nats of predicting the end of a document count, although it stands for no byte.
 

@@ -66,7 +66,7 @@ class MetricsFile:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file of steps; what is no JSON object with a step (a torn last line) is left out."""
+    """The lines of a JSONL file of steps; a torn last line, or what else is no JSON object, is left out."""
     found: list[dict[str, Any]] = []
     if path.exists():
         for text in path.read_text("utf-8", errors="replace").splitlines():
@@ -87,7 +87,7 @@ def dumps(line: Mapping[str, Any]) -> str:
 
 @functools.cache
 def peak_flops() -> float | None:
-    """Peak FLOP/s of one device: from the data sheet, on a CPU measured; None for a device not in the table."""
+    """Peak FLOP/s of one device, from the data sheet, on a CPU measured; None for an unknown device."""
     import jax
 
     device = jax.devices()[0]

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from hllm_jax.parallel.state import flatten, unflatten
 from hllm_jax.training.config import OptimizerConfig, ScheduleConfig
 from hllm_jax.training.schedules import Schedule, make_schedule
 
@@ -22,8 +22,8 @@ VECTORS = ("scale", "bias")
 class Optimizer:
     """An Optax transformation at learning rate 1, and the schedule that scales it.
 
-    The learning rate stays outside, so that it is a function of `TrainState.step` alone: a run that is resumed
-    with more steps, or that skipped an update, is where its schedule says.
+    The learning rate stays outside, so that it is a function of `TrainState.step` alone: a run that is
+    resumed with more steps, or that skipped an update, is where its schedule says.
     """
 
     transform: optax.GradientTransformation
@@ -47,7 +47,11 @@ class Optimizer:
         """
         updates, state = self.transform.update(gradients, state, params)
         rate = self.schedule(step)
-        return jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), params, updates), state
+
+        def moved(parameter: jax.Array, update: jax.Array) -> jax.Array:
+            return (parameter + rate * update).astype(parameter.dtype)
+
+        return jax.tree.map(moved, params, updates), state
 
 
 def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> Optimizer:
@@ -59,7 +63,7 @@ def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int
     elif config.name == "lion":
         main = optax.lion(1.0, b1, b2, mu_dtype=mu, weight_decay=decay, mask=decays)
     elif config.name == "muon":
-        # Updates have the root mean square of AdamW's, so that its learning rates carry over (Liu et al. 2025).
+        # Updates have the root mean square of AdamW's, whose learning rates carry over (Liu et al. 2025).
         main = optax.contrib.muon(
             1.0,
             beta=0.95,
@@ -83,16 +87,16 @@ def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int
 
 def decays(params: Mapping[str, Any]) -> Any:
     """Weight decay mask: matrices yes, norms and biases no, whether or not a scan has stacked them."""
-    flat = flatten_dict(dict(params))
-    return unflatten_dict({path: leaf.ndim > 1 and path[-1] not in VECTORS for path, leaf in flat.items()})
+    flat = flatten(params)
+    return unflatten({path: leaf.ndim > 1 and path[-1] not in VECTORS for path, leaf in flat.items()})
 
 
-def hidden_matrices(params: Mapping[str, Any]) -> Any:
+def hidden_matrices(params: Any) -> Any:
     """For Muon: which axes of each weight are its input and which its output, None for AdamW.
 
-    A kernel is an input and an output, of which one may be a pair of axes (`[D, H, h]`, and `[H, h, D]` for the
-    output of attention); axes that a scan has put in front are a batch of matrices. Embedding, head and vectors
-    go to AdamW (Jordan et al. 2024).
+    A kernel is an input and an output, of which one may be a pair of axes (`[D, H, h]`, and `[H, h, D]` for
+    the output of attention); an axis that a scan has put in front is a batch of matrices. Embedding, head and
+    vectors go to AdamW (Jordan et al. 2024).
     """
 
     def axes(path: tuple[str, ...], leaf: Any) -> Any:
@@ -108,5 +112,5 @@ def hidden_matrices(params: Mapping[str, Any]) -> Any:
             return optax.contrib.MuonDimensionNumbers((lead,), (lead + 1, lead + 2))
         return None
 
-    flat = flatten_dict(dict(params))
-    return unflatten_dict({path: axes(path, leaf) for path, leaf in flat.items()})
+    flat = flatten(params)
+    return unflatten({path: axes(path, leaf) for path, leaf in flat.items()})

@@ -46,7 +46,8 @@ def require_platform(wanted: Literal["auto", "cpu", "gpu", "tpu"]) -> str:
     if wanted != "auto" and found != wanted:
         if wanted == "cpu":
             raise PlatformError(
-                f"run.platform=cpu, but JAX already started on {found}: set JAX_PLATFORMS=cpu before Python starts"
+                f"run.platform=cpu, but JAX already started on {found}: "
+                "set JAX_PLATFORMS=cpu before Python starts"
             )
         raise PlatformError(
             f"run.platform={wanted}, but JAX found only {found} ({_devices()}){_why(wanted)}. "

@@ -62,7 +62,8 @@ def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | 
     if manifest.facts.get("tokenizer") not in (None, tokenizer.fingerprint):
         raise CheckpointError(
             f"{source.run / 'tokenizer'} is not the tokenizer that {folder} was trained with: "
-            f"its fingerprint is {tokenizer.fingerprint[:12]}, {str(manifest.facts['tokenizer'])[:12]} is wanted"
+            f"its fingerprint is {tokenizer.fingerprint[:12]}, "
+            f"{str(manifest.facts['tokenizer'])[:12]} is wanted"
         )
     params = read_variables(folder)["params"]
     return Pretrained(config, with_layers(params, config, scan_layers), tokenizer)
@@ -112,7 +113,7 @@ def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] 
 
 
 def make_base(load: str | None, base: str | None) -> None:
-    """Train the model that a run starts from, if it is a run folder that is not finished and a config is given.
+    """Train the model that a run starts from, if that is a run folder which is not finished.
 
     Args:
         load: `model.load`.

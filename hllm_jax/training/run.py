@@ -77,8 +77,8 @@ class Run:
     def start(cls, config: Any) -> Run:
         """Open the run folder `config.run.dir`, new or resumed.
 
-        In this order, so that a mistake costs nothing: platform, lock, the difference to the saved config. Then
-        the resolved config is written to `config.yaml`, and platform, versions and code to `run.json`.
+        In this order, so that a mistake costs nothing: platform, lock, the difference to the saved config.
+        Then the resolved config is written to `config.yaml`, and platform, versions and code to `run.json`.
 
         Args:
             config: of a recipe, with the sections `run` and `checkpoint`.
@@ -99,15 +99,14 @@ class Run:
             run._write_facts()
         compilation_cache()
         state = f"resuming at step {run.resumed}" if run.resumed is not None else "new run"
-        run.say(
-            f"[bold]{folder}[/bold]: {state}, on {jax.device_count()} x {jax.devices()[0].device_kind} ({found})"
-        )
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({found})"
+        run.say(f"[bold]{folder}[/bold]: {state}, on {devices}")
         return run
 
     # -- what the run is ------------------------------------------------------------------------------------
 
     def tokenizer(self, make: Callable[[], Tokenizer]) -> Tokenizer:
-        """The tokenizer of this run: the one in its folder when it is resumed, else `make()`, which is saved."""
+        """The tokenizer of this run: the one in its folder where it is resumed, else `make()`, and saved."""
         from hllm_jax.tokenizers import load_tokenizer
 
         folder = self.folder / "tokenizer"
@@ -198,7 +197,7 @@ class Run:
         saved = self.folder / "config.yaml"
         if self.resumed is None or not saved.is_file():
             return
-        # A key that the saved config does not know came with a newer version; its default is the old behaviour.
+        # A key that the saved config does not know came with a newer version; its default changes nothing.
         changes = [c for c in diff(read_yaml(saved), to_dict(self.config)) if c[1] is not ABSENT]
         if not changes:
             return
@@ -244,7 +243,7 @@ def compilation_cache() -> None:
     """Keep compiled programs between processes, unless the user has said where (or said no)."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.read("jax_compilation_cache_dir"):
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
 

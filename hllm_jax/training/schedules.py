@@ -8,15 +8,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from hllm_jax.training.config import ScheduleConfig
+from hllm_jax.training.config import ScheduleConfig, schedule_problem, warmup_updates
 
 #: Update (int32 scalar, from 0) -> learning rate (float32 scalar).
 Schedule: TypeAlias = Callable[[jax.Array], jax.Array]
-
-
-def warmup_updates(config: ScheduleConfig, steps: int) -> int:
-    """Updates of warm-up: `config.warmup`, or that share of `steps`."""
-    return round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
 
 
 def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
@@ -35,20 +30,13 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
     Raises:
         ValueError: the warm-up (and the decay of `wsd`) does not fit into the steps.
     """
+    if found := schedule_problem(config, steps):
+        raise ValueError(f"schedule.{found[0]}: {found[1]}")
     warmup, last = warmup_updates(config, steps), steps - 1
     peak, start, end = config.peak, config.start * config.peak, config.end * config.peak
     begin = warmup
     if config.kind == "wsd":
         begin = max(last - round(config.decay * steps), 0)
-    if warmup > last and steps > 1:
-        raise ValueError(
-            f"schedule.warmup = {warmup} updates does not fit into train.steps = {steps}: at most {last}"
-        )
-    if config.kind == "wsd" and begin < warmup:
-        raise ValueError(
-            f"schedule.warmup = {warmup} updates and schedule.decay = {config.decay} "
-            f"({last - begin} updates) overlap in train.steps = {steps}"
-        )
 
     def schedule(step: jax.Array) -> jax.Array:
         n = jnp.asarray(step, jnp.float32)

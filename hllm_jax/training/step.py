@@ -65,7 +65,8 @@ class TrainStep:
     @property
     def compilations(self) -> int:
         """For how many different shapes it was compiled so far; one, in a healthy run."""
-        return int(self.jitted._cache_size())
+        jitted: Any = self.jitted
+        return int(jitted._cache_size())
 
 
 def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulation: int = 1) -> TrainStep:
@@ -74,8 +75,8 @@ def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulati
         gradient = Σ_microbatches ∂(numerator of the loss) / Σ_microbatches (its denominator)
 
     so that any split of the global batch, over microbatches or devices, gives the gradient of the big batch,
-    however unequal their token counts. Where the loss or the norm of that gradient is not finite, variables and
-    optimizer state stay as they were (`metrics["skipped"]` is 1); `step` goes on all the same.
+    however unequal their token counts. Where the loss or the norm of that gradient is not finite, variables
+    and optimizer state stay as they were (`metrics["skipped"]` is 1); `step` goes on all the same.
 
     Args:
         loss: the objective.
@@ -101,8 +102,8 @@ def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulati
         if accumulation == 1:
             return gradient(trainable, frozen, batch, jax.random.fold_in(key, 0))
         parts = {name: split_rows(rows, accumulation, layout) for name, rows in batch.items()}
-        shapes = jax.eval_shape(gradient, trainable, frozen, jax.tree.map(lambda x: x[0], parts), key)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        first = {name: rows[0] for name, rows in parts.items()}
+        zero = jax.tree.map(zeros, jax.eval_shape(gradient, trainable, frozen, first, key))
 
         def body(total: tuple[Tree, Sums], part: tuple[jax.Array, Batch]) -> tuple[tuple[Tree, Sums], None]:
             number, rows = part
@@ -118,7 +119,7 @@ def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulati
         metrics = mean(sums)
         weight = sums["loss"][1]
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
-        gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+        gradients = optax.tree_utils.tree_scale(scale, gradients)
         norm = optax.global_norm(gradients)
 
         trainable, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, state.step)
@@ -152,7 +153,16 @@ def make_eval_step(loss: Loss, layout: Layout) -> Callable[[TrainState, Batch], 
 
 def keep(good: jax.Array, new: Any, old: Any) -> Any:
     """`new` where `good`, else `old`, leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+    def choose(after: jax.Array, before: jax.Array) -> jax.Array:
+        return jnp.where(good, after.astype(before.dtype), before)
+
+    return jax.tree.map(choose, new, old)
+
+
+def zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Zeros of that shape and dtype."""
+    return jnp.zeros(like.shape, like.dtype)
 
 
 def split_rows(rows: jax.Array, parts: int, layout: Layout) -> jax.Array:
