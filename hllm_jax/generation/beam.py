@@ -1,7 +1,7 @@
 """Beam search: the most probable continuations, looked for several at a time.
 
 As in Hugging Face `generate(num_beams=…)` with its default `early_stopping=False`: a finished beam leaves the
-search and waits in a pool of the best, ranked by `log-probability / tokens ** length_penalty`, stop token counted
+search and waits in a pool of the best by `log-probability / tokens ** length_penalty`, stop token counted
 (Wu et al. 2016, arXiv:1609.08144, section 7, without its constants).
 """
 
