@@ -1,4 +1,4 @@
-"""What `hllm inspect` says of a model or a configuration: parameters, shapes, memory. No weights are read."""
+"""What a model or a configuration is, before any weight is read: parameters, shapes, memory, tokenizer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from hllm_jax.models.config import DecoderConfig
+    from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -62,6 +63,53 @@ def read_spec(model: str) -> tuple[DecoderConfig, str]:
     return spec_of(folder, read_manifest(folder)), source.kind
 
 
+def read_tokenizer(model: str) -> Tokenizer:
+    """The tokenizer of any MODEL; weights are not read. Errors as `read_spec`."""
+    from hllm_jax.interop import models
+    from hllm_jax.interop.registry import resolve
+    from hllm_jax.tokenizers import load_tokenizer
+
+    source = resolve(model)
+    return models.read_tokenizer(source) if source.run is None else load_tokenizer(source.run / "tokenizer")
+
+
+def tokenizer_of(config: Any) -> Tokenizer:
+    """The tokenizer that a run of this configuration uses; trained and cached where it is not there yet.
+
+    It is the one of `model.load`; where that run is still to be made from the configuration `base`, the one
+    that this would make.
+    """
+    base = unmade_base(config)
+    if base is not None:
+        return tokenizer_of(base)
+    if hasattr(config, "model") and config.model.load is not None:
+        return read_tokenizer(config.model.load)
+    from hllm_jax.data.vocabulary import tokenizer_for
+
+    return tokenizer_for(config.tokenizer, config.data)
+
+
+def spec_of_config(config: Any) -> DecoderConfig:
+    """The architecture that a run of this configuration has, a base that is still to be made included."""
+    base, model = unmade_base(config), config.model
+    loaded = None
+    if base is not None:
+        loaded = spec_of_config(base)
+    elif model.load is not None:
+        loaded = read_spec(model.load)[0]
+    return model.spec(None if loaded else _vocab_size(config), loaded)
+
+
+def unmade_base(config: Any) -> Any | None:
+    """The configuration `base`, where `model.load` is a run folder that this is to make first."""
+    base = getattr(config, "base", None)
+    if base is None or Path(config.model.load).expanduser().exists():
+        return None
+    from hllm_jax.recipes import load_run_config
+
+    return load_run_config(base)[1]
+
+
 def cache_bytes(spec: DecoderConfig, dtype: str) -> int:
     """Bytes of keys and values that one token keeps over all layers."""
     return 2 * spec.layers * spec.kv_heads * spec.head_size * BYTES[dtype]
@@ -91,9 +139,7 @@ def _of_config(target: str, overrides: Iterable[str]) -> dict[str, Any]:
     _, config = load_run_config(target, overrides)
     if not hasattr(config, "model"):
         raise ValueError(f"{target} has no model: section; hllm validate {target} prints what it has")
-    model = config.model
-    loaded = read_spec(model.load)[0] if model.load is not None else None
-    spec = model.spec(_vocab_size(config), loaded)
+    model, spec = config.model, spec_of_config(config)
     memory = {"parameters": spec.parameters() * BYTES[model.param_dtype]}
     if hasattr(config, "optimizer"):
         memory["gradients"] = memory["parameters"]
@@ -108,12 +154,12 @@ def _of_config(target: str, overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def _vocab_size(config: Any) -> int | None:
-    """Of the run's tokenizer; None leaves the size to the model (whose own tokenizer is used then)."""
+    """Of the tokenizer of a run with fresh weights, which is not trained for this; None: the model's own."""
     tokenizer = getattr(config, "tokenizer", None)
     if tokenizer is None:
         return None
     if tokenizer.path is None:
-        return None if config.model.load is not None else tokenizer.vocab_size
+        return tokenizer.vocab_size
     from hllm_jax.tokenizers import load_tokenizer
 
     return load_tokenizer(Path(tokenizer.path)).vocab_size

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "hllm_jax"
 # A room imports only itself and rooms above it in this list.
 ROOMS = [
     "config",
+    "recipes",
     "tokenizers",
     "data",
     "nn",
@@ -26,7 +27,6 @@ ROOMS = [
     "evals",
     "report",
     "doctor",
-    "recipes",
     "inspection",
     "quickstart",
     "cli",

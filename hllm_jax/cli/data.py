@@ -64,15 +64,21 @@ def inspect(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from hllm_jax import data
+    from hllm_jax.inspection import tokenizer_of
     from hllm_jax.recipes import load_run_config
+    from hllm_jax.training.config import TrainConfig
 
     _, config = load_run_config(args.config, args.overrides)
-    tokenizer = data.tokenizer_for(config.tokenizer, config.data)
+    if not hasattr(config, "data"):
+        raise ValueError(
+            f"{args.config} has no data: section; hllm validate {args.config} prints what it has"
+        )
+    train = getattr(config, "train", TrainConfig(steps=1))  # the tokenizer recipe has no rows of its own
     shown = data.inspect(
         config.data,
-        tokenizer,
-        batch_size=max(args.rows, config.train.batch_size),
-        sequence_length=config.train.sequence_length,
+        tokenizer_of(config),
+        batch_size=max(args.rows, train.batch_size),
+        sequence_length=train.sequence_length,
         seed=config.run.seed,
         rows=args.rows,
     )

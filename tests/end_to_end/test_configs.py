@@ -1,0 +1,123 @@
+"""Every shipped configuration is valid, says what its name says, and trains: two updates of a shrunk copy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hllm_jax.inspection import inspect
+from hllm_jax.recipes import load_run_config, recipes
+
+CONFIGS = {f"{recipe.name}/{path.stem}": path for recipe in recipes() for path in recipe.configs}
+
+PARAMETERS = {
+    "pretrain/book-82m": 82_594_560,
+    "pretrain/book-215m": 215_127_040,
+    "sft/book-215m": 215_127_040,
+    "pretrain/llama2-7b": 6_738_415_616,
+}
+
+DECODER = "{layers: 2, embed: 32, heads: 4, kv_heads: 2, mlp: 64, max_length: 64}"
+SMALL = {
+    "train.steps": "2",
+    "train.epochs": "null",
+    "train.batch_size": "8",
+    "train.sequence_length": "32",
+    "train.accumulation": "1",
+    "eval.batches": "1",
+    "schedule.warmup": "0",
+    "model.dtype": "float32",
+    "mesh": "{}",
+}
+SHRUNK = {
+    "tokenizer": {"tokenizer.vocab_size": "512"},
+    "pretrain": SMALL | {"model.decoder": DECODER, "model.preset": "null", "tokenizer.vocab_size": "512"},
+    "sft": SMALL | {"model.load": "runs/base", "model.scan_layers": "false", "base": "null"},
+}
+SOURCES = "[{name: shakespeare, limit: 1}]"
+CONVERSATIONS = "[{name: chatterbot-en, limit: 100}]"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_shipped_config_is_valid(name: str) -> None:
+    module, config = load_run_config(CONFIGS[name])
+    assert config.recipe == name.split("/")[0]
+    assert callable(module.main)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_named_size_has_exactly_its_parameters(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert inspect(str(CONFIGS[name]))["parameters"] == PARAMETERS[name]
+
+
+def test_the_tiny_config_divides_over_any_eight_devices() -> None:
+    _, config = load_run_config(CONFIGS["pretrain/tiny"])
+    spec = config.model.spec(config.tokenizer.vocab_size)
+    sizes = (spec.embed, spec.heads, spec.kv_heads, spec.mlp_size, spec.vocab_size, config.train.batch_size)
+    assert [size for size in sizes if size % 8] == []
+    assert config.train.sequence_length % 16 == 0
+    assert spec.layers % 4 == 0
+    assert config.train.steps == 60
+
+
+def test_the_llama_config_is_that_of_the_paper() -> None:
+    _, config = load_run_config(CONFIGS["pretrain/llama2-7b"])
+    assert (config.train.batch_size, config.train.sequence_length) == (64, 4096)
+
+
+def test_the_sweep_saw_every_config() -> None:
+    assert {"pretrain", "sft", "tokenizer"} <= {name.split("/")[0] for name in CONFIGS}
+    assert set(PARAMETERS) <= set(CONFIGS)
+    assert len(CONFIGS) >= 9
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base model for fine-tuning in `runs/base`."""
+    folder = tmp_path_factory.mktemp("configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train("pretrain/tiny", "runs/base")
+    return folder
+
+
+def train(name: str, run: str) -> None:
+    recipe = name.split("/")[0]
+    sources = CONVERSATIONS if recipe == "sft" else SOURCES
+    overrides = SHRUNK[recipe] | {"run.dir": run, "data.sources": sources}
+    module, config = load_run_config(CONFIGS[name], [f"{key}={value}" for key, value in overrides.items()])
+    module.main(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_shipped_config_trains_two_updates(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    train(name, f"runs/{name}")
+    run = workplace / "runs" / name
+    assert (run / "config.yaml").is_file()
+    assert (run / "tokenizer").is_dir()
+    if name.startswith("tokenizer/"):
+        return
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert max(line["step"] for line in lines) == 2
+    trained = [line for line in lines if "loss" in line]
+    wanted = {
+        "step",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens",
+        "tokens_per_second",
+        "mfu",
+        "step_time_s",
+    }
+    assert wanted <= set(trained[-1])
+    assert any("eval/bits_per_byte" in line for line in lines)
