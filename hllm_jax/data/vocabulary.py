@@ -27,15 +27,18 @@ def tokenizer_for(config: TokenizerConfig, data: DataConfig) -> Tokenizer:
         DataError: no usable record to train on.
     """
     from hllm_jax.tokenizers import load_tokenizer, train_tokenizer
+    from hllm_jax.tokenizers.train import template_text
 
     if config.path is not None:
-        return load_tokenizer(config.path)
+        tokenizer = load_tokenizer(config.path)
+        return tokenizer.with_template(template_text(config)) if config.chat_template else tokenizer
     folder = cache_dir() / "tokenizers" / tokenizer_key(config, data)[:32]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as unfinished:
             train_tokenizer(texts(data), config).save(unfinished)
-    return load_tokenizer(folder)
+    # The template is read anew: its file may have been edited since, and training depends on nothing in it.
+    return load_tokenizer(folder).with_template(template_text(config))
 
 
 def tokenizer_key(config: TokenizerConfig, data: DataConfig) -> str:

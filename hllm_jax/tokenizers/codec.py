@@ -35,6 +35,8 @@ class Codec(Protocol):
         special: the control tokens.
         pieces: the bytes of each id, `b""` for control tokens and for ids without a token.
         adds_space: encoding puts a space before the text, which decoding takes away (foreign tokenizers).
+        adds_space_once: of a conversation only the very beginning gets that space, not each part of it that
+            follows a control token.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Codec(Protocol):
     special: tuple[SpecialToken, ...]
     pieces: tuple[bytes, ...]
     adds_space: bool
+    adds_space_once: bool
 
     def encode(self, text: str) -> list[int]:
         """Ids of an ordinary text: never one of a control token, whatever the text spells."""

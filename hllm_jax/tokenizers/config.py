@@ -29,7 +29,7 @@ class TokenizerConfig:
     """Which tokenizer to load, or how to train one.
 
     Attributes:
-        path: an existing tokenizer folder; the other fields are then not used.
+        path: an existing tokenizer folder; of the other fields only `chat_template` is then used.
         kind: "bpe" and "unigram" are SentencePiece with byte fallback, "byte_bpe" is byte-level BPE.
         vocab_size: number of ids, special tokens and the 256 bytes included.
         character_coverage: share of the text's characters that get a piece of their own; rarer ones become

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class TokenizerError(ValueError):
     """A tokenizer cannot be trained, loaded or used as asked; the message says what would be right."""
@@ -15,9 +20,11 @@ class MessageError(TokenizerError):
     """A conversation or its tools are not of the documented form; the message names the index and key."""
 
 
-def refuse_surrogates(texts: list[str]) -> None:
-    """Raise `TokenizerError` for the first text that is no Unicode text because it holds half of a pair."""
+def refuse(texts: Sequence[object]) -> None:
+    """Raise `TokenizerError` for what a codec did not take: no string, or one with half a surrogate pair."""
     for text in texts:
+        if not isinstance(text, str):
+            raise TokenizerError(f"a text to encode must be a string, not {type(text).__name__} {text!r:.60}")
         for position, character in enumerate(text):
             if "\ud800" <= character <= "\udfff":
                 raise TokenizerError(

@@ -147,7 +147,7 @@ def _foreign(
         raise TokenizerError(
             f"{CONFIG} adds tokens from id {beyond[0]} on to tokenizer.model: tokenizer.json is needed"
         )
-    bos, eos = ids.get(str(bos or "<s>")), eos if isinstance(eos, int) else ids.get(str(eos or "</s>"))
+    bos, eos = ids.get(bos or "<s>"), eos if isinstance(eos, int) else ids.get(eos or "</s>")
     if eos is None:
         raise TokenizerError(
             f"no end-of-document token is known: {CONFIG} needs an eos_token of tokenizer.model"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from hllm_jax.tokenizers.codec import SpecialToken
-from hllm_jax.tokenizers.errors import TokenizerError, refuse_surrogates
+from hllm_jax.tokenizers.errors import TokenizerError, refuse
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class TokenizersCodec:
             raise TokenizerError("the tokenizer.json has an empty vocabulary")
         self.vocab_size = max(vocabulary.values()) + 1
         spell, self.adds_space = _byte_speller(content)
+        before = content.get("pre_tokenizer") or {}
+        steps = before.get("pretokenizers", [before]) if before.get("type") == "Sequence" else [before]
+        self.adds_space_once = any(step.get("prepend_scheme") == "first" for step in steps)
         pieces = [b""] * self.vocab_size
         for text, token in vocabulary.items():
             pieces[token] = spell(text)
@@ -72,7 +75,7 @@ class TokenizersCodec:
         try:
             ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):
-            refuse_surrogates([text])
+            refuse([text])
             raise
         return ids if self._forbidden.isdisjoint(ids) else self._encode_in_parts(text)
 
@@ -81,7 +84,7 @@ class TokenizersCodec:
         try:
             encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
-            refuse_surrogates(list(texts))
+            refuse(list(texts))
             raise
         result: list[list[int]] = [encoding.ids for encoding in encodings]
         for k, ids in enumerate(result):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import sentencepiece
 
 from hllm_jax.tokenizers.codec import SpecialToken
-from hllm_jax.tokenizers.errors import TokenizerError, refuse_surrogates
+from hllm_jax.tokenizers.errors import TokenizerError, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,6 +52,7 @@ class SentencePieceCodec:
         )
         self.pieces = tuple(self._bytes(i, text) for i, text in enumerate(texts))
         self.adds_space: bool = processor.normalize("a") == SPACE + "a"
+        self.adds_space_once = False
         bytes_of = {self.pieces[i]: i for i in range(size) if processor.is_byte(i)}
         self._space_ids = [bytes_of[bytes([b])] for b in SPACE.encode()] if len(bytes_of) == 256 else []
         self._exact = bool(self._space_ids) and processor.normalize(" a  b\n") == "\u2581a\u2581\u2581b\n"
@@ -70,12 +71,14 @@ class SentencePieceCodec:
 
     def encode(self, text: str) -> list[int]:
         """Ids of an ordinary text."""
+        if not isinstance(text, str):  # the library also takes bytes and lists
+            refuse([text])
         if len(text) > WINDOW or SPACE in text:
             return self.encode_batch([text])[0]
         try:
             return self._processor.encode(text)
         except (RuntimeError, UnicodeEncodeError, TypeError):
-            refuse_surrogates([text])
+            refuse([text])
             raise
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -84,6 +87,8 @@ class SentencePieceCodec:
         ends: list[int] = []
         after_bar: set[int] = set()
         for text in texts:
+            if not isinstance(text, str):
+                refuse([text])
             if not self._exact:
                 windows.append(text)
             else:
@@ -95,7 +100,7 @@ class SentencePieceCodec:
         try:
             encoded: list[list[int]] = self._processor.encode(windows) if windows else []
         except (RuntimeError, UnicodeEncodeError, TypeError):
-            refuse_surrogates(list(texts))
+            refuse(list(texts))
             raise
         start = 0
         result: list[list[int]] = []

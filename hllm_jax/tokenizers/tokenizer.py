@@ -102,6 +102,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, in parallel: the fast path."""
+        if isinstance(texts, str):
+            raise TokenizerError("encode_batch takes a list of texts; for one text there is encode")
         return self.codec.encode_batch(texts)
 
     def encode_document(self, text: str) -> list[int]:
@@ -198,19 +200,29 @@ class Tokenizer:
             rendered = self._mark_answers(template, checked, definitions, rendered)
         tokens: list[int] = []
         spans: list[tuple[int, int]] = []
-        begin = 0
+        begin, inside = 0, False
         for part in template.split(rendered):
             if isinstance(part, str):
-                tokens.extend(self.codec.encode(part))
+                tokens.extend(self._continued(part) if inside else self.codec.encode(part))
+                inside = True
             elif part is Mark.BEGIN:
                 begin = len(tokens)
             elif part is Mark.END:
                 spans.append((begin, len(tokens)))
             else:
                 tokens.append(part.id)
+                inside = self.codec.adds_space_once
         if self.bos_id is not None and tokens[:2] == [self.bos_id] * 2:
             raise TemplateError("the chat template writes two begin-of-document tokens; take one of them out")
         return tokens, self._weights(tokens, spans, serving=add_generation_prompt)
+
+    def _continued(self, text: str) -> list[int]:
+        """Ids of a text that follows another: without the space that some codecs put before a text."""
+        if not self.codec.adds_space:
+            return self.codec.encode(text)
+        line = self.codec.encode("\n")
+        ids = self.codec.encode("\n" + text)
+        return ids[len(line) :] if ids[: len(line)] == line else self.codec.encode(text)
 
     def _weights(self, tokens: list[int], spans: list[tuple[int, int]], serving: bool) -> list[int]:
         weights = [0] * len(tokens)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm_jax.tokenizers.config import BOS, EOS, IM_END, PAD
-from hllm_jax.tokenizers.errors import TokenizerError, refuse_surrogates
+from hllm_jax.tokenizers.errors import TokenizerError, refuse
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
         eos_id=ids[EOS],
         pad_id=ids[PAD],
         stop_ids=(ids[IM_END], ids[EOS]),
-        chat_template=_template(config),
+        chat_template=template_text(config),
     )
 
 
@@ -91,7 +91,7 @@ def sample(texts: Iterable[str], limit: int) -> tuple[list[str], int]:
             try:
                 data = chunk.encode()
             except UnicodeEncodeError:
-                refuse_surrogates([chunk])
+                refuse([chunk])
                 raise
             number += 1
             key = zlib.crc32(data, number & 0xFFFFFFFF)
@@ -222,7 +222,12 @@ def _too_large(config: TokenizerConfig, largest: int) -> TokenizerError:
     )
 
 
-def _template(config: TokenizerConfig) -> str:
+def template_text(config: TokenizerConfig) -> str:
+    """The chat template that a config asks for: its own file, or the built-in ChatML.
+
+    Raises:
+        TokenizerError: the file cannot be read.
+    """
     path = Path(config.chat_template) if config.chat_template else CHATML
     try:
         return path.read_text(encoding="utf-8")

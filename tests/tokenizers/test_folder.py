@@ -180,6 +180,16 @@ def test_sentencepiece_folder_of_others(tmp_path: Path, corpus: list[str]) -> No
         stream = tokenizer.stream()
         assert "".join([*(stream.push(i) for i in ids), stream.flush()]) == text
         assert not {0, 1, 2} & set(ids)
+    # A span begins inside a text: the space before the whole text is not put there again.
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    tokens, weights = tokenizer.with_template(template).render(TALK * 2)
+    question, answer = processor.encode("[INST] the king 春风▁ [/INST]"), processor.encode(" queen ")[1:]
+    assert processor.encode("[INST] the king 春风▁ [/INST] queen ") == [*question, *answer]
+    assert tokens == [1, *question, *answer, 2] * 2
+    assert weights == ([0] * (1 + len(question)) + [1] * (len(answer) + 1)) * 2
     write(tmp_path, tokenizer_config__json={"added_tokens_decoder": {"399": {}, "400": {"content": "<new>"}}})
     with pytest.raises(TokenizerError, match=r"adds tokens from id 400 on to tokenizer.model"):
         load_tokenizer(tmp_path)

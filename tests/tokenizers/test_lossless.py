@@ -111,6 +111,15 @@ def test_half_a_surrogate_pair_is_refused_by_name(tokenizer: Tokenizer) -> None:
             tokenizer.encode_batch(["fine", text])
 
 
+@pytest.mark.parametrize("wrong", [b"bytes", 5, None, ["list"]])
+def test_only_strings_are_encoded(tokenizer: Tokenizer, wrong: object) -> None:
+    for call in (lambda: tokenizer.encode(wrong), lambda: tokenizer.encode_batch(["x", wrong])):
+        with pytest.raises(TokenizerError, match=f"must be a string, not {type(wrong).__name__}"):
+            call()
+    with pytest.raises(TokenizerError, match="encode_batch takes a list"):
+        tokenizer.encode_batch("one text")
+
+
 @pytest.mark.parametrize("wrong", [-1, 480, 10**6])
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer, wrong: int) -> None:
     for call in (lambda: tokenizer.decode([7, wrong]), lambda: tokenizer.stream().push(wrong)):

@@ -213,3 +213,41 @@ def test_another_template_for_the_same_vocabulary(definition: str) -> None:
     assert second.encode("the king") == first.encode("the king")
     assert second.fingerprint != first.fingerprint
     assert trained(second, TALK) == ["queen<|im_end|>", "化雨。<|im_end|>"]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_the_space_before_a_text(scheme: str) -> None:
+    """Where a vocabulary puts a space before texts, the library over the whole conversation is the oracle."""
+    import json
+
+    import tokenizers
+
+    from hllm_jax.tokenizers import from_tokenizer_json
+
+    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": True}
+    names = ("<unk>", "<s>", "</s>")
+    flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": text, **flags} for i, text in enumerate(names)],
+        "pre_tokenizer": space,
+        "decoder": space,
+        "model": {
+            "type": "Unigram",
+            "unk_id": 0,
+            "vocab": [[text, 0.0] for text in names]
+            + [[letter, -5.0] for letter in "▁abQA:"]
+            + [["▁a", -1.0]],
+        },
+    }
+    template = (
+        "Q: {% for m in messages %}{{ 'Q: ' + m.content + '</s>' if m.role == 'user' else '' }}"
+        "{% if m.role == 'assistant' %}A:{% generation %} {{ m.content }}</s>{% endgeneration %}{% endif %}"
+        "{% endfor %}"
+    )
+    tokenizer = from_tokenizer_json(json.dumps(content), bos="<s>", eos="</s>", chat_template=template)
+    library = tokenizers.Tokenizer.from_str(json.dumps(content))
+    messages = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "a"}]
+    tokens, weights = tokenizer.render(messages)
+    assert tokens == library.encode("Q: Q: a b</s>A: a</s>", add_special_tokens=False).ids
+    assert [tokenizer.token_text(t) for t, w in zip(tokens, weights, strict=True) if w] == [" a", "</s>"]
