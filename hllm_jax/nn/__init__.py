@@ -11,7 +11,6 @@ Names of parameter and activation axes stand in `hllm_jax.nn.axes`.
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from hllm_jax.nn.attention import attention as attention
     from hllm_jax.nn.axes import ACTIVATION_AXES as ACTIVATION_AXES
     from hllm_jax.nn.axes import PARAMETER_AXES as PARAMETER_AXES
     from hllm_jax.nn.cache import KVCache as KVCache
