@@ -20,7 +20,7 @@ PAD, UNK, BOS, EOS, IM_START, IM_END = (
 )
 
 # Bytes of text that training reads, a sample of equal chance over the whole corpus. Measured for 6,144 pieces
-# of English and Chinese, in seconds of processor time: bpe 2.1 and byte_bpe 7.5 for 8 MB, unigram 15 for 4 MB.
+# of English and Chinese, in processor seconds: bpe 2.1 and byte_bpe 7.5 for 8 MB, unigram 15 for 4 MB.
 SAMPLE_BYTES: dict[Kind, int] = {"bpe": 64_000_000, "byte_bpe": 32_000_000, "unigram": 4_000_000}
 
 
