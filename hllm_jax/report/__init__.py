@@ -11,4 +11,5 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.report.facts import Source as Source
     from hllm_jax.report.facts import Step as Step
     from hllm_jax.report.facts import read_facts as read_facts
+    from hllm_jax.report.figures import MissingPlots as MissingPlots
     from hllm_jax.report.page import report as report

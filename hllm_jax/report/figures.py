@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,12 @@ class MissingPlots(ImportError):
 
     def __init__(self) -> None:
         super().__init__("a report draws with matplotlib: `pip install 'hllm-jax[report]'`")
+
+
+def require_matplotlib() -> None:
+    """Raise `MissingPlots` if matplotlib is not installed; does not import it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingPlots
 
 
 def loss_figure(stage: Stage, scores: Sequence[Score] = ()) -> str:
@@ -120,10 +127,9 @@ def roofline_tokens_per_second(stage: Stage) -> float | None:
 def _style(name: str) -> AbstractContextManager[None]:
     # The hash salt makes the ids of clip paths differ between the figures of one page, and equal between
     # two reports of the same run.
-    try:
-        from matplotlib import rc_context
-    except ImportError as error:
-        raise MissingPlots from error
+    require_matplotlib()
+    from matplotlib import rc_context
+
     return rc_context({**STYLE, "svg.hashsalt": name})
 
 

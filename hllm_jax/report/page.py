@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import statistics
 from importlib import resources
 from pathlib import Path
@@ -66,7 +67,7 @@ def render(folder: Path, stages: Sequence[Stage], facts: Facts) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, duration=_duration)
+    environment.filters.update(number=_number, duration=_duration, few_lines=_few_lines)
     template = environment.from_string(_template())
     comparison = facts.comparison
     scores = comparison.scores if comparison else ()
@@ -184,6 +185,11 @@ def _segments(row: Sequence[RowToken]) -> list[dict[str, Any]]:
             groups.append({"segment": token.segment, "tokens": []})
         groups[-1]["tokens"].append(token)
     return groups
+
+
+def _few_lines(text: str) -> str:
+    # An untrained model can answer with forty empty lines.
+    return re.sub(r"\n{3,}", lambda found: f" ↵ × {len(found[0])} ", text.strip("\n") or text)
 
 
 def _number(value: float | None) -> str:
