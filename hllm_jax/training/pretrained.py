@@ -122,11 +122,12 @@ def make_base(load: str | None, base: str | None) -> None:
     if load is None or base is None:
         return
     folder = Path(load).expanduser()
-    if folder.exists() and not (folder / "config.yaml").is_file():
+    saved = folder / "config.yaml"
+    if folder.exists() and not saved.is_file():
         return
     from hllm_jax.recipes import load_run_config
 
-    recipe, config = load_run_config(base, [f"run.dir={folder}"])
+    recipe, config = load_run_config(saved if saved.is_file() else base, [f"run.dir={folder}"])
     wanted = config.train.steps
     latest = Checkpoints(folder / "checkpoints", own=False).latest()
     if latest is None or (wanted is not None and latest < wanted):

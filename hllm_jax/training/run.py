@@ -243,7 +243,8 @@ def compilation_cache() -> None:
     """Keep compiled programs between processes, unless the user has said where (or said no)."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+    configured: Any = jax.config
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or configured.jax_compilation_cache_dir:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
 
