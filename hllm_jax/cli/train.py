@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,6 +62,19 @@ def train(args: argparse.Namespace) -> None:
 
     recipe, config = load_run_config(args.config, args.overrides)
     recipe.main(config)
+    if hasattr(config, "run"):
+        _write_page(Path(config.run.dir).expanduser())
+
+
+def _write_page(folder: Path) -> None:
+    """`report.html` of a run that trained; without matplotlib, a word on how to have one."""
+    from hllm_jax.report import MissingPlots, report
+
+    if (folder / "metrics.jsonl").is_file():
+        try:
+            print(f"report: {report(folder)}", file=sys.stderr)
+        except MissingPlots as error:
+            print(f"no report.html: {error}", file=sys.stderr)
 
 
 def validate(args: argparse.Namespace) -> dict[str, Any]:
