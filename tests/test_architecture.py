@@ -76,6 +76,12 @@ def test_every_room_has_its_place() -> None:
     assert rooms >= {"config", "tokenizers", "data", "nn", "models", "training", "generation", "cli"}
 
 
+def test_every_folder_has_an_index() -> None:
+    folders = {path.parent for path in library()}
+    assert [name(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+    assert len(folders) >= 15
+
+
 def test_imports_point_up_the_list() -> None:
     wrong: list[str] = []
     arrows = 0
