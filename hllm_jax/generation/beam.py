@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hllm_jax.generation.decode import TRACES, bucket, grow, known, prefill
+from hllm_jax.generation.decode import TRACES, bucket, known, prefill
 from hllm_jax.generation.request import Completion, FinishReason
 from hllm_jax.models.decoder import Decoder
 from hllm_jax.nn.cache import KVCache
@@ -191,7 +191,7 @@ def search(
     first = jnp.where(jnp.arange(W) == 0, 0.0, NONE)[None, :]
     state = SearchState(
         step=jnp.zeros((), jnp.int32),
-        cache=grow(cache.take(rows), capacity),
+        cache=cache.take(rows).grow(capacity),
         logits=jnp.take(logits, rows, axis=0),
         running=nothing(jnp.broadcast_to(first, (P, W))),
         finished=nothing(jnp.full((P, W), NONE)),

@@ -129,7 +129,7 @@ def start(
         The state, and the first tokens int32 `[B]` with their log-probabilities `[B]`.
     """
     TRACES["start"] += 1
-    taken = grow(cache.take(prompts), capacity)
+    taken = cache.take(prompts).grow(capacity)
     blank = jnp.zeros(prompts.shape, jnp.int32)
     state = DecodeState(
         cache=taken,
@@ -223,17 +223,6 @@ def new_cache(model: Decoder, batch: int, capacity: int) -> KVCache:
     """An empty cache in the model's layout and dtype."""
     execution = model.execution.resolve()
     return init_cache(model.config, batch, capacity, jnp.dtype(execution.dtype), execution.scan_layers)
-
-
-def grow(cache: KVCache, capacity: int) -> KVCache:
-    """The cache with `capacity` slots, at least as many as it has; the new ones are empty."""
-
-    def resize(held: jax.Array) -> jax.Array:
-        missing = capacity - held.shape[-2]
-        return jnp.pad(held, [(0, 0)] * (held.ndim - 2) + [(0, missing), (0, 0)])
-
-    keys, values = jax.tree.map(resize, (cache.keys, cache.values))
-    return KVCache(keys, values, cache.lengths)
 
 
 def bucket(size: int, most: int, least: int = 32) -> int:

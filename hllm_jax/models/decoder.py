@@ -307,14 +307,18 @@ def init_cache(
         raise ValueError(
             f"a cache of {max_length} slots is longer than the model's max_length {config.max_length}"
         )
-    shape = (batch, config.kv_heads, max_length, config.head_size)
+    keys = (batch, config.kv_heads, config.head_size, max_length)
+    values = (batch, config.kv_heads, max_length, config.head_size)
     lengths = jnp.zeros((batch,), jnp.int32)
+    n = config.layers
     if scan_layers:
-        stacked = (config.layers, *shape)
-        return KVCache(jnp.zeros(stacked, dtype), jnp.zeros(stacked, dtype), lengths)
-    keys = tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
-    values = tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
-    return KVCache(keys, values, lengths)
+        return KVCache(jnp.zeros((n, *keys), dtype), jnp.zeros((n, *values), dtype), lengths)
+    layers = range(n)
+    return KVCache(
+        tuple(jnp.zeros(keys, dtype) for _ in layers),
+        tuple(jnp.zeros(values, dtype) for _ in layers),
+        lengths,
+    )
 
 
 def _block(config: DecoderConfig, execution: Execution, layer: int) -> Any:

@@ -1,12 +1,8 @@
 """One name for attention, several kernels behind it.
 
-`attention` decides who may attend to whom, from segment ids (self attention) or cache slots, the same for
-every kernel; `plain` is the one that all others are tested against. A kernel that is asked for by name
-and cannot do the case raises; `auto` takes the fastest that can, and says so once where it falls back.
-
-A kernel with a module of its own offers two functions, imported when it is first considered:
-`unsupported(case: Case) -> str | None`, why it cannot do a case, and the kernel itself, for
-`nn/attention_blocked.py` `blocked_attention(q, k, v, *, segment_ids, window, softcap)`.
+`attention` is for whole rows, and every kernel is tested against its `plain` one. A kernel that is asked for
+by name and cannot do the case raises; `auto` takes the fastest that can, and says so once where it falls
+back. `cached_attention` is for new tokens that look back at a cache.
 """
 
 from __future__ import annotations
@@ -30,22 +26,19 @@ class Case:
     """What a kernel is asked to do, known while tracing.
 
     Attributes:
-        batch, length, keys, heads, kv_heads, head_dim: B, L, S, H, K, h.
+        batch, length, heads, kv_heads, head_dim: B, L, H, K, h.
         dtype: name of the dtype of the queries.
         segmented: rows hold several documents or padding.
-        cached: keys come from a cache (`slots`), so that L and S differ.
         window, softcap: as in `attention`.
     """
 
     batch: int
     length: int
-    keys: int
     heads: int
     kv_heads: int
     head_dim: int
     dtype: str
     segmented: bool
-    cached: bool
     window: int | None
     softcap: float | None
 
@@ -56,22 +49,19 @@ def attention(
     v: jax.Array,
     *,
     segment_ids: jax.Array | None = None,
-    slots: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
     kernel: Kernel = "auto",
 ) -> jax.Array:
-    """Causal grouped-query attention, `softmax(q kᵀ / √h) v` (Vaswani et al. 2017, eq. 1).
+    """Causal grouped-query self attention, `softmax(q kᵀ / √h) v` (Vaswani et al. 2017, eq. 1).
 
     Query t sees key s where s <= t, t - s < `window`, and both lie in one document. Scores and softmax are
     float32. A query that is padding sees no document; what it gives is finite and means nothing.
 
     Args:
         q: `[B, L, H, h]`.
-        k, v: `[B, S, K, h]`; head `i` reads kv head `i // G`. S = L without `slots`.
+        k, v: `[B, L, K, h]`; head `i` reads kv head `i // G`.
         segment_ids: int `[B, L]`, documents of a packed row, 0 = padding. None: one document per row.
-        slots: int `[B, L]`: the keys are a cache, and the query stands at this slot of it (-1 = padding).
-            Not together with `segment_ids`.
         window: how many tokens back a query sees, itself included; None: all.
         softcap: scores become `softcap · tanh(scores / softcap)` (Gemma 2).
         kernel: `"auto"`, or one by name.
@@ -82,48 +72,71 @@ def attention(
     Raises:
         ValueError: shapes do not fit, or the named kernel cannot do this case.
     """
-    case = _case(q, k, v, segment_ids, slots, window, softcap)
-    chosen = _choose(kernel, case)
+    chosen = _choose(kernel, _case(q, k, v, segment_ids, window, softcap))
     if chosen == "blocked":
-        from hllm_jax.nn import attention_blocked
+        from hllm_jax.nn.attention_blocked import blocked_attention
 
-        return attention_blocked.blocked_attention(
-            q, k, v, segment_ids=segment_ids, window=window, softcap=softcap
-        )
+        return blocked_attention(q, k, v, segment_ids=segment_ids, window=window, softcap=softcap)
     if chosen == "cudnn":
         return _cudnn(q, k, v, segment_ids, window)
-    return _plain(q, k, v, visible(case, segment_ids, slots), softcap)
-
-
-def visible(case: Case, segment_ids: jax.Array | None, slots: jax.Array | None) -> jax.Array:
-    """Which key each query sees: bool `[B or 1, L, S]`."""
-    key = jnp.arange(case.keys, dtype=jnp.int32)[None, None, :]
-    if slots is not None:
-        query = slots.astype(jnp.int32)[:, :, None]
-    else:
-        query = jnp.arange(case.length, dtype=jnp.int32)[None, :, None]
-    mask = key <= query
-    if case.window is not None:
-        mask &= query - key < case.window
+    places = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
+    mask = _sees(places, q.shape[1], window)
     if segment_ids is not None:
         mask &= (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, :, None]
-    return mask
+    return _plain(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), mask, softcap)
 
 
-def _plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, softcap: float | None) -> jax.Array:
-    """Scores of all pairs in memory; XLA fuses what it can."""
+def cached_attention(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    slots: jax.Array,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """Attention of new tokens to a cache that already holds them; scores and softmax as in `attention`.
+
+    Args:
+        q: `[B, L, H, h]`.
+        keys: `[B, K, h, S]`, transposed as the cache keeps them.
+        values: `[B, K, S, h]`.
+        slots: int `[B, L]`, where each query stands in the cache: it sees the slots up to its own. -1 is
+            padding, whose result is finite and means nothing.
+        window, softcap: see `attention`.
+
+    Returns:
+        `[B, L, H, h]` in the dtype of `q`.
+    """
+    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+    return _plain(q, keys, values, _sees(slots, keys.shape[-1], window), softcap)
+
+
+def _sees(queries: jax.Array, keys: int, window: int | None) -> jax.Array:
+    """Which places `0 .. keys-1` a query at each place sees: bool `[B or 1, L, S]`."""
+    far = queries.astype(jnp.int32)[:, :, None] - jnp.arange(keys, dtype=jnp.int32)[None, None, :]
+    return far >= 0 if window is None else (far >= 0) & (far < window)
+
+
+def _plain(
+    q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, softcap: float | None
+) -> jax.Array:
+    """All scores in memory. The `G` heads of a kv head are rows of one matrix: keys are not repeated.
+
+    q `[B, L, H, h]`, keys `[B, K, h, S]`, values `[B, K, S, h]`, mask `[B or 1, L, S]` -> `[B, L, H, h]`.
+    """
     B, L, H, h = q.shape
-    K = k.shape[2]
-    grouped = q.reshape(B, L, K, H // K, h)
-    scores = jnp.einsum("BLKGh,BSKh->BKGLS", grouped, k, preferred_element_type=jnp.float32)
+    K, S = keys.shape[1], keys.shape[3]
+    G = H // K
+    rows = q.reshape(B, L, K, G, h).transpose(0, 2, 3, 1, 4).reshape(B, K, G * L, h)
+    scores = jnp.matmul(rows, keys, preferred_element_type=jnp.float32).reshape(B, K, G, L, S)
     scores = scores / math.sqrt(h)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    mask = mask[:, None, None, :, :]
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1)
-    out = jnp.einsum("BKGLS,BSKh->BLKGh", weights.astype(v.dtype), v)
-    return out.reshape(B, L, H, h).astype(q.dtype)
+    scores = jnp.where(mask[:, None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    out = jnp.matmul(weights.reshape(B, K, G * L, S), values)
+    return out.reshape(B, K, G, L, h).transpose(0, 3, 1, 2, 4).reshape(B, L, H, h).astype(q.dtype)
 
 
 def _cudnn(
@@ -148,31 +161,24 @@ def _case(
     k: jax.Array,
     v: jax.Array,
     segment_ids: jax.Array | None,
-    slots: jax.Array | None,
     window: int | None,
     softcap: float | None,
 ) -> Case:
     B, L, H, h = q.shape
-    _, S, K, _ = k.shape
-    if k.shape != v.shape or k.shape[0] != B or k.shape[3] != h or H % K:
+    K = k.shape[2]
+    if k.shape != v.shape or k.shape != (B, L, K, h) or H % K:
         raise ValueError(
             f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit: expected [B, L, H, h] and twice "
-            "[B, S, K, h] with H a multiple of K"
+            "[B, L, K, h] with H a multiple of K"
         )
-    if slots is None and S != L:
-        raise ValueError(f"attention: {L} queries and {S} keys: pass `slots` where the keys are a cache")
-    if slots is not None and segment_ids is not None:
-        raise ValueError("attention: pass `segment_ids` (self attention) or `slots` (cache), not both")
     return Case(
         batch=B,
         length=L,
-        keys=S,
         heads=H,
         kv_heads=K,
         head_dim=h,
         dtype=q.dtype.name,
         segmented=segment_ids is not None,
-        cached=slots is not None,
         window=window,
         softcap=softcap,
     )
@@ -180,15 +186,7 @@ def _case(
 
 def unsupported(kernel: Kernel, case: Case) -> str | None:
     """Why this kernel cannot do this case here; None if it can."""
-    if kernel == "blocked":
-        try:
-            from hllm_jax.nn import attention_blocked
-        except ImportError as error:
-            return str(error)
-        return attention_blocked.unsupported(case)
-    if kernel == "cudnn":
-        return _cudnn_unsupported(case)
-    return None
+    return _cudnn_unsupported(case) if kernel == "cudnn" else None
 
 
 def _cudnn_unsupported(case: Case) -> str | None:
@@ -196,8 +194,6 @@ def _cudnn_unsupported(case: Case) -> str | None:
         return f"cuDNN needs an NVIDIA GPU, the default backend is {jax.default_backend()}"
     if case.dtype not in ("bfloat16", "float16"):
         return f"cuDNN attention takes bfloat16 or float16, not {case.dtype}"
-    if case.cached:
-        return "a cache with one length per row is done by plain attention"
     if case.softcap is not None:
         return "cuDNN attention has no soft cap"
     if case.head_dim % 8 or case.head_dim > 128:
@@ -217,8 +213,7 @@ def _choose(kernel: Kernel, case: Case) -> Kernel:
     reason = unsupported(preferred, case)
     if reason is None:
         return preferred
-    if not case.cached:
-        _say_once(f"attention: plain instead of {preferred}: {reason}")
+    _say_once(f"attention: plain instead of {preferred}: {reason}")
     return "plain"
 
 

@@ -21,26 +21,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from hllm_jax.nn.attention import Case
 
 #: Rows of a block, and blocks of a sequence: a finer cut saves hidden scores but costs operations and traces.
 ROWS, BLOCKS = 128, 8
 
 #: Rows of a batch are done one after another where the scores of one block of all of them would be more.
 SCORES = 1 << 22
-
-
-def unsupported(case: Case) -> str | None:
-    """Why the blocked kernel cannot do this case; None if it can."""
-    if case.cached:
-        return "a cache needs scores at other places than the diagonal's; the blocked kernel does whole rows"
-    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from hllm_jax.nn.attention import Kernel, attention
+from hllm_jax.nn.attention import Kernel, attention, cached_attention
 from hllm_jax.nn.axes import constrain
 from hllm_jax.nn.cache import LayerCache
 from hllm_jax.nn.linear import Linear
@@ -70,20 +70,18 @@ class SelfAttention(nn.Module):
         q = constrain(q, "batch", "length", "act_heads", None)
         k = constrain(k, "batch", "length", "act_kv_heads", None)
         v = constrain(v, "batch", "length", "act_kv_heads", None)
-        slots = None
         if cache is not None:
-            cache, k, v = cache.append(k, v)
-            slots, segment_ids = cache.slots, None
-            k, v = k.astype(q.dtype), v.astype(q.dtype)
-        y = attention(
-            q,
-            k,
-            v,
-            segment_ids=segment_ids,
-            slots=slots,
-            window=self.window,
-            softcap=self.softcap,
-            kernel=self.kernel,
-        )
+            cache = cache.append(k, v)
+            y = cached_attention(q, *cache.read(), cache.slots, window=self.window, softcap=self.softcap)
+        else:
+            y = attention(
+                q,
+                k,
+                v,
+                segment_ids=segment_ids,
+                window=self.window,
+                softcap=self.softcap,
+                kernel=self.kernel,
+            )
         y = checkpoint_name(constrain(y, "batch", "length", "act_heads", None), "attention")
         return self.out(y), cache

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hllm_jax.nn.attention import attention
+from hllm_jax.nn.attention import attention, cached_attention
 
 B, L, H, K, h = 2, 9, 4, 2, 6
 
@@ -75,7 +75,8 @@ def test_queries_of_a_cache_see_the_slots_up_to_their_own(window: int | None) ->
     slots = np.asarray([[2, 3, -1], [-1, 0, 1]], np.int32)
     far = slots[:, :, None] - np.arange(7)[None, None]
     mask = (far >= 0) & (far < (window or 7))
-    out = attention(q, k, v, slots=jnp.asarray(slots), window=window)
+    keys, values = jnp.asarray(k).transpose(0, 2, 3, 1), jnp.asarray(v).swapaxes(1, 2)
+    out = cached_attention(jnp.asarray(q), keys, values, jnp.asarray(slots), window=window)
     np.testing.assert_allclose(np.asarray(out)[slots >= 0], formula(q, k, v, mask)[slots >= 0], atol=2e-6)
     assert np.isfinite(out).all()
 
@@ -90,24 +91,17 @@ def test_softmax_is_float32_whatever_the_inputs_are() -> None:
 
 
 def test_a_kernel_asked_for_by_name_does_it_or_says_why_not() -> None:
-    q, k, v = draw(length=3, keys=7)
-    slots = jnp.zeros((B, 3), jnp.int32)
-    with pytest.raises(ValueError, match=r"'blocked' cannot do this: .*; use 'auto' or 'plain'"):
-        attention(q, k, v, slots=slots, kernel="blocked")
-    with pytest.raises(ValueError, match="'cudnn' cannot do this: cuDNN needs an NVIDIA GPU"):
-        attention(q, k, v, slots=slots, kernel="cudnn")
+    q, k, v = draw()
+    says = r"'cudnn' cannot do this: cuDNN needs an NVIDIA GPU.*; use 'auto' or 'plain'"
+    with pytest.raises(ValueError, match=says):
+        attention(q, k, v, kernel="cudnn")
 
 
-def test_auto_takes_the_blocked_kernel_on_cpu_and_plain_for_a_cache(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_takes_the_blocked_kernel_on_cpu(caplog: pytest.LogCaptureFixture) -> None:
     q, k, v = draw()
     chosen = jax.make_jaxpr(lambda q, k, v: attention(q, k, v))(q, k, v)
     named = jax.make_jaxpr(lambda q, k, v: attention(q, k, v, kernel="blocked"))(q, k, v)
     assert str(chosen) == str(named)
-    cached = jax.make_jaxpr(lambda q, k, v: attention(q, k, v, slots=jnp.zeros((B, L), jnp.int32)))(q, k, v)
-    plain = jax.make_jaxpr(
-        lambda q, k, v: attention(q, k, v, slots=jnp.zeros((B, L), jnp.int32), kernel="plain")
-    )(q, k, v)
-    assert str(cached) == str(plain)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -115,7 +109,5 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     q, k, v = draw()
     with pytest.raises(ValueError, match="H a multiple of K"):
         attention(q[:, :, :3], k, v)
-    with pytest.raises(ValueError, match="9 queries and 7 keys: pass `slots`"):
+    with pytest.raises(ValueError, match="do not fit"):
         attention(q, k[:, :7], v[:, :7])
-    with pytest.raises(ValueError, match="not both"):
-        attention(q, k, v, segment_ids=ONE, slots=ONE)

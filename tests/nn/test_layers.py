@@ -75,31 +75,37 @@ def test_logits_of_a_bfloat16_embedding_are_summed_in_float32() -> None:
 def test_the_cache_writes_each_token_to_its_slot_and_nothing_else(stacked: bool) -> None:
     rng = np.random.default_rng(0)
     held = rng.normal(size=(3, 2, 2, 5, 4)).astype(np.float32)  # layers B K S h
+    turned = held.swapaxes(-1, -2)
     new = rng.normal(size=(2, 3, 2, 4)).astype(np.float32)  # B L K h
     slots = np.asarray([[3, 4, 5], [-1, 0, 2]], np.int32)
     layer = 1
     if stacked:
-        cache = LayerCache(jnp.asarray(held), jnp.asarray(held), jnp.asarray(slots), jnp.int32(layer))
+        cache = LayerCache(jnp.asarray(turned), jnp.asarray(held), jnp.asarray(slots), jnp.int32(layer))
     else:
-        cache = LayerCache(jnp.asarray(held[layer]), jnp.asarray(held[layer]), jnp.asarray(slots))
-    after, keys, values = cache.append(jnp.asarray(new), jnp.asarray(-new))
+        cache = LayerCache(jnp.asarray(turned[layer]), jnp.asarray(held[layer]), jnp.asarray(slots))
+    after = cache.append(jnp.asarray(new), jnp.asarray(-new))
+    keys, values = after.read()
     expected = held.copy()
     for b, t in ((0, 0), (0, 1), (1, 1), (1, 2)):  # slot 5 is beyond the end, -1 is padding
         expected[layer, b, :, slots[b, t]] = new[b, t]
-    np.testing.assert_array_equal(after.keys, expected if stacked else expected[layer])
-    np.testing.assert_array_equal(keys, expected[layer].swapaxes(1, 2))
-    np.testing.assert_array_equal(values[0, 3], -new[0, 0])
+    turned = expected.swapaxes(-1, -2)
+    np.testing.assert_array_equal(after.keys, turned if stacked else turned[layer])
+    np.testing.assert_array_equal(keys, turned[layer])
+    np.testing.assert_array_equal(values[0, :, 3], -new[0, 0])
+    np.testing.assert_array_equal(values[0, :, 2], held[layer, 0, :, 2])
 
 
 def test_slots_follow_what_is_there_and_skip_padding_on_either_side() -> None:
-    cache = KVCache((jnp.zeros((3, 1, 9, 2)),), (jnp.zeros((3, 1, 9, 2)),), jnp.asarray([0, 4, 2], jnp.int32))
+    cache = KVCache((jnp.zeros((3, 1, 2, 9)),), (jnp.zeros((3, 1, 9, 2)),), jnp.asarray([0, 4, 2], jnp.int32))
     segments = jnp.asarray([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], jnp.int32)
     slots, lengths = cache.slots(jnp.zeros((3, 4), jnp.int32), segments)
     np.testing.assert_array_equal(slots, [[-1, -1, 0, 1], [4, 5, 6, -1], [-1, -1, -1, -1]])
     np.testing.assert_array_equal(lengths, [2, 7, 2])
     slots, lengths = cache.slots(jnp.zeros((3, 2), jnp.int32), None)
     np.testing.assert_array_equal(slots, [[0, 1], [4, 5], [2, 3]])
-    assert cache.capacity == 9
+    longer = cache.grow(12)
+    assert (cache.capacity, longer.capacity) == (9, 12)
+    assert (longer.keys[0].shape, longer.values[0].shape) == ((3, 1, 2, 12), (3, 1, 12, 2))
 
 
 @pytest.mark.parametrize("stacked", [False, True])
