@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from hllm_jax.config import cache_dir
 from hllm_jax.data.errors import DataError
+from hllm_jax.data.rendering import Rendered, rendered_chunks
 from hllm_jax.data.sources import Counts, Opened, digest, open_source, records
 from hllm_jax.data.store import FILES, TokenStore, TokenWriter
 from hllm_jax.tokenizers.errors import MessageError
@@ -121,7 +123,7 @@ def prepare_source(
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # without its description it is damaged
         with new_folder(folder) as unfinished:
-            tokenize(opened, source, tokenizer, unfinished, key, progress)
+            tokenize(opened, source, tokenizer, unfinished, key, config.workers, progress)
     return TokenStore(folder)
 
 
@@ -170,28 +172,27 @@ def tokenize(
     tokenizer: Tokenizer,
     folder: Path,
     key: str,
+    workers: int | None,
     progress: Callable[[str, int], None] | None,
 ) -> None:
     """Stream the records of one source through the tokenizer into `folder`."""
     counts = Counts()
-    writer: TokenWriter | None = None
-    for chunk in chunks(records(opened, source, counts)):
-        weighted = chunk[0][1].messages is not None
-        if writer is None:
-            writer = TokenWriter(folder, tokenizer.vocab_size, weighted)
-        odd = next(
-            (place for place, record in chunk if (record.messages is not None) != writer.weighted), None
-        )
-        if odd is not None:
-            raise DataError("texts and conversations are mixed in one source; make two sources of them", odd)
-        if weighted:
-            add_conversations(chunk, tokenizer, writer, counts, source.malformed)
+    stream = records(opened, source, counts)
+    first = next(stream)  # `records` raises when there is none
+    weighted = first[1].messages is not None
+    writer = TokenWriter(folder, tokenizer.vocab_size, weighted)
+    alike = chunks(of_one_kind(itertools.chain([first], stream), weighted))
+    renderings = (
+        rendered_chunks(alike, tokenizer, workers) if weighted else ((chunk, None) for chunk in alike)
+    )
+    for chunk, rendered in renderings:
+        if rendered is not None:
+            add_conversations(chunk, rendered, writer, counts, source.malformed)
         else:
             add_documents(chunk, tokenizer, writer, counts)
         check_ids(writer.max_id, tokenizer.vocab_size, opened.label)
         if progress:
             progress(opened.label, counts.records)
-    assert writer is not None  # `records` raises when there is none
     if counts.trained_tokens == 0:
         raise DataError(
             f"0 trained tokens in {counts.records + counts.untrained} records: "
@@ -207,6 +208,16 @@ def tokenize(
             "counts": counts.as_dict(),
         }
     )
+
+
+def of_one_kind(stream: Iterator[tuple[str, Record]], chat: bool) -> Iterator[tuple[str, Record]]:
+    """The records, as long as all are conversations (`chat`) or all are texts."""
+    for place, record in stream:
+        if (record.messages is not None) != chat:
+            raise DataError(
+                "texts and conversations are mixed in one source; make two sources of them", place
+            )
+        yield place, record
 
 
 def chunks(stream: Iterator[tuple[str, Record]]) -> Iterator[list[tuple[str, Record]]]:
@@ -237,21 +248,20 @@ def add_documents(
 
 def add_conversations(
     chunk: list[tuple[str, Record]],
-    tokenizer: Tokenizer,
+    renderings: list[Rendered],
     writer: TokenWriter,
     counts: Counts,
     malformed: str,
 ) -> None:
-    """Render conversations; those without a trained token are dropped and counted."""
-    for place, record in chunk:
-        try:
-            tokens, weights = tokenizer.render(list(record.messages or ()), tools=record.tools)
-        except MessageError as error:
+    """Store rendered conversations; those without a trained token are dropped and counted."""
+    for (place, _), rendering in zip(chunk, renderings, strict=True):
+        if isinstance(rendering, MessageError):
             if malformed == "error":
-                raise DataError(str(error), place) from error
+                raise DataError(str(rendering), place) from rendering
             counts.malformed += 1
             counts.records -= 1
             continue
+        tokens, weights = rendering
         if not any(weights[1:]):
             counts.untrained += 1
             counts.records -= 1

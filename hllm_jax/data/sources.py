@@ -223,8 +223,9 @@ def records(opened: Opened, source: SourceConfig, counts: Counts) -> Iterator[tu
     seen = set[bytes]()
     keys: dict[str, None] = {}
     first_problem: DataError | None = None
+    kept = 0
     for place, value in opened.values():
-        if source.limit is not None and counts.records >= source.limit:
+        if source.limit is not None and kept >= source.limit:
             break
         counts.read += 1
         if isinstance(value, dict) and len(keys) < 20:
@@ -255,11 +256,12 @@ def records(opened: Opened, source: SourceConfig, counts: Counts) -> Iterator[tu
                         counts.repeated += 1
                         continue
                     seen.add(key)
+            kept += 1
             counts.records += 1
             counts.characters += size
             counts.bytes += octets
             yield place, record
-    if counts.records == 0:
+    if kept == 0:
         raise DataError(nothing_usable(counts, keys, first_problem, wanted), opened.label)
 
 
