@@ -82,6 +82,23 @@ def test_every_folder_has_an_index() -> None:
     assert len(folders) >= 15
 
 
+def test_no_index_exports_the_name_of_a_module_beside_it() -> None:
+    """`from room import name` gives the module once that was imported, and the function before."""
+    wrong: list[str] = []
+    exported = 0
+    for path, tree in library().items():
+        if path.name != "__init__.py":
+            continue
+        names = [
+            a.asname for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names if a.asname
+        ]
+        modules = {each.stem for each in path.parent.glob("*.py")}
+        wrong += [f"{name(path)}: {each}" for each in names if each in modules]
+        exported += len(names)
+    assert wrong == []
+    assert exported >= 100
+
+
 def test_imports_point_up_the_list() -> None:
     wrong: list[str] = []
     arrows = 0
@@ -126,6 +143,8 @@ def test_file_names_are_plain() -> None:
 
 def test_no_text_is_run_as_code() -> None:
     """No eval, exec, pickle or shell in what could see a model's or a user's text."""
+    # Pickles that a process exchanges with workers that it started itself come from nowhere else.
+    allowed = {"hllm_jax/data/rendering.py": "pickle"}
     forbidden_names = {"eval", "exec", "compile", "__import__"}
     forbidden_modules = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "torch"}
     forbidden_calls = {"os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
@@ -141,7 +160,11 @@ def test_no_text_is_run_as_code() -> None:
                 modules = (
                     [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
                 )
-                wrong += [f"{where}: imports {m}" for m in modules if m.split(".")[0] in forbidden_modules]
+                wrong += [
+                    f"{where}: imports {m}"
+                    for m in modules
+                    if m.split(".")[0] in forbidden_modules and allowed.get(name(path)) != m
+                ]
             if not isinstance(node, ast.Call):
                 continue
             calls += 1

@@ -6,6 +6,6 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.evals.compression import XzScore as XzScore
     from hllm_jax.evals.compression import xz as xz
     from hllm_jax.evals.heldout import evaluate as evaluate
-    from hllm_jax.evals.ngram import NGramScore as NGramScore
-    from hllm_jax.evals.ngram import bits_per_order as bits_per_order
-    from hllm_jax.evals.ngram import ngram as ngram
+    from hllm_jax.evals.kneser_ney import NGramScore as NGramScore
+    from hllm_jax.evals.kneser_ney import bits_per_order as bits_per_order
+    from hllm_jax.evals.kneser_ney import ngram as ngram

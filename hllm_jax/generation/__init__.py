@@ -5,7 +5,6 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from hllm_jax.generation.engine import Engine as Engine
     from hllm_jax.generation.language_model import LanguageModel as LanguageModel
-    from hllm_jax.generation.load import load as load
     from hllm_jax.generation.request import Completion as Completion
     from hllm_jax.generation.request import Delta as Delta
     from hllm_jax.generation.request import Request as Request

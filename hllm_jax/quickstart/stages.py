@@ -99,7 +99,7 @@ def evaluate_stage(chain: Chain) -> bool:
     from hllm_jax.data.sources import texts
     from hllm_jax.evals.compression import xz
     from hllm_jax.evals.heldout import evaluate
-    from hllm_jax.evals.ngram import ngram
+    from hllm_jax.evals.kneser_ney import ngram
 
     key = chain.key()
     if chain.facts.extra.get("evaluated") == key:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from hllm_jax.evals.ngram import bits_per_order, ngram
+from hllm_jax.evals.kneser_ney import bits_per_order, ngram
 
 TRAIN = [
     "the cat sat on the mat and the rat sat on the cat",
