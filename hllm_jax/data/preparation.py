@@ -182,17 +182,19 @@ def tokenize(
     weighted = first[1].messages is not None
     writer = TokenWriter(folder, tokenizer.vocab_size, weighted)
     alike = chunks(of_one_kind(itertools.chain([first], stream), weighted))
-    renderings = (
-        rendered_chunks(alike, tokenizer, workers) if weighted else ((chunk, None) for chunk in alike)
-    )
-    for chunk, rendered in renderings:
-        if rendered is not None:
-            add_conversations(chunk, rendered, writer, counts, source.malformed)
-        else:
-            add_documents(chunk, tokenizer, writer, counts)
-        check_ids(writer.max_id, tokenizer.vocab_size, opened.label)
-        if progress:
-            progress(opened.label, counts.records)
+    if weighted:
+        renderings = rendered_chunks(alike, tokenizer, workers)
+    else:
+        renderings = ((chunk, None) for chunk in alike)
+    with contextlib.closing(renderings):  # ends the workers at once when something goes wrong
+        for chunk, rendered in renderings:
+            if rendered is not None:
+                add_conversations(chunk, rendered, writer, counts, source.malformed)
+            else:
+                add_documents(chunk, tokenizer, writer, counts)
+            check_ids(writer.max_id, tokenizer.vocab_size, opened.label)
+            if progress:
+                progress(opened.label, counts.records)
     if counts.trained_tokens == 0:
         raise DataError(
             f"0 trained tokens in {counts.records + counts.untrained} records: "

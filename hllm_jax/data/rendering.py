@@ -2,7 +2,7 @@
 
 Rendering is Python (Jinja and span bookkeeping), so threads do not help; 3.5 million conversations take
 twelve minutes on one core. Workers are plain child processes that speak pickles over pipes: unlike
-`multiprocessing` they never import the caller's main module, so a script needs no `if __name__ == "__main__"`.
+`multiprocessing` they never import the caller's main module, so a script needs no guard around its main.
 """
 
 from __future__ import annotations
