@@ -119,8 +119,8 @@ def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulati
         metrics = mean(sums)
         weight = sums["loss"][1]
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
-        gradients = optax.tree_utils.tree_scale(scale, gradients)
-        norm = optax.global_norm(gradients)
+        gradients = optax.tree.scale(scale, gradients)
+        norm = optax.tree.norm(gradients)
 
         trainable, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, state.step)
         good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
