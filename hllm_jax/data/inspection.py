@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from typing import TYPE_CHECKING, Any
 
 from hllm_jax.data.batches import Batches
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 SEGMENT_STYLES = ("cyan", "magenta", "yellow", "blue")
 TRAINED_STYLE = "bold green"
-VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+VISIBLE = {"<0x0A>": "⏎", "<0x0D>": "␍", "<0x09>": "⇥", "\n": "⏎", "\r": "␍", "\t": "⇥", " ": "␣"}
 
 
 def inspect(
@@ -62,14 +64,16 @@ def row_text(batch: LMBatch, row: int, tokenizer: Tokenizer) -> Text:
 
     text = Text(f"row {row}: ", style="bold")
     used = batch["segment_ids"][row] > 0
-    for target, weight, segment in zip(
-        batch["targets"][row][used].tolist(),
-        batch["weights"][row][used].tolist(),
-        batch["segment_ids"][row][used].tolist(),
-        strict=True,
-    ):
-        style = TRAINED_STYLE if weight > 0 else SEGMENT_STYLES[(segment - 1) % len(SEGMENT_STYLES)]
-        text.append(tokenizer.token_text(target), style=f"not bold {style}" if weight == 0 else style)
+    fields = (batch["targets"][row], batch["weights"][row] > 0, batch["segment_ids"][row])
+    stretches = itertools.groupby(
+        zip(*(field[used].tolist() for field in fields), strict=True), key=operator.itemgetter(1, 2)
+    )
+    for (trained, segment), stretch in stretches:
+        style = (
+            TRAINED_STYLE if trained else f"not bold {SEGMENT_STYLES[(segment - 1) % len(SEGMENT_STYLES)]}"
+        )
+        decoded = tokenizer.decode([target for target, _, _ in stretch])
+        text.append(decoded.replace("\n", "⏎\n"), style=style)
     return text
 
 
@@ -102,7 +106,9 @@ def token_table(batch: LMBatch, row: int, tokenizer: Tokenizer, limit: int) -> A
 
 def visible(text: str) -> str:
     """White space made visible, for a table cell."""
-    return "".join(VISIBLE.get(character, character) for character in text)
+    for character, sign in VISIBLE.items():
+        text = text.replace(character, sign)
+    return text
 
 
 def summary(batches: Batches) -> Text:
@@ -118,7 +124,15 @@ def summary(batches: Batches) -> Text:
         f"{batches.rows_per_epoch:,} rows of {batches.sequence_length} an epoch, "
         f"fill {stats['fill']:.1%}, {int(stats['pairs']):,} targets, {int(stats['trained_tokens']):,} trained"
     )
-    for name in ("overlong", "truncated", "split", "dropped_overlong", "dropped_untrained", "lost_tokens"):
+    for name in (
+        "overlong",
+        "truncated",
+        "split",
+        "dropped_overlong",
+        "dropped_untrained",
+        "lost_tokens",
+        "lost_trained_tokens",
+    ):
         if stats.get(name):
             text.append(f"; {name.replace('_', ' ')}: {int(stats[name]):,}", style="yellow")
     return text

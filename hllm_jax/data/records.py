@@ -141,10 +141,17 @@ def parse_messages(value: object, where: str) -> tuple[Message, ...]:
         role, content = message["role"], message["content"]
         if role not in ROLES:
             raise DataError(f"message {number}: unknown role {role!r}; roles are {', '.join(ROLES)}", where)
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        if isinstance(content, list) and all(map(is_text_part, content)):
+            message = message | {"content": "".join(part["text"] for part in content)}
+        elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise DataError(f"message {number}: content is a string, not {shown(content)}", where)
         messages.append(message)
     return tuple(messages)
+
+
+def is_text_part(part: object) -> bool:
+    """Whether this is `{"type": "text", "text": …}`, as OpenAI's API writes contents."""
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def parse_sharegpt(value: Mapping[str, Any], where: str) -> tuple[Message, ...]:

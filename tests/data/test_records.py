@@ -20,6 +20,7 @@ CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
         {"conversations": [{"from": "user", "value": "Q"}, {"role": "assistant", "content": "A"}]},
         {"instruction": "Q", "input": "", "output": "A"},
         {"instruction": "Q", "output": "A", "id": 7},
+        {"messages": [CHAT[0] | {"content": [{"type": "text", "text": "Q"}]}, CHAT[1]]},
         {"messages": {"role": ["user", "assistant"], "content": ["Q", "A"]}},
     ],
 )
@@ -65,6 +66,7 @@ def test_tools_reach_the_template():
         ({"conversations": [{"from": "robot", "value": "x"}]}, ["turn 0", "unknown role 'robot'", "human"]),
         ({"messages": [{"role": "user"}]}, ["message 0", '"content"', "'role'"]),
         ({"messages": [{"role": "user", "content": 3}]}, ["content is a string", "int 3"]),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ["content is a string", "image"]),
         ({"messages": "hi"}, ["messages is a list", "str 'hi'"]),
         ({"conversations": [{"from": "human"}]}, ["turn 0", '"value"']),
         ({"instruction": "x"}, ['without "output"', "'instruction'"]),
