@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -33,6 +36,21 @@ class Invalid(ValueError):
             raise cls(*found)
 
 
+Problems = tuple[tuple[str, str], ...]
+_known: contextvars.ContextVar[Collection[Problems]] = contextvars.ContextVar("known", default=())
+
+
+@contextlib.contextmanager
+def overlooking(known: Collection[Problems]) -> Iterator[None]:
+    """Inside, sections with exactly these problems are built all the same, so that the loader can go on to
+    what else is wrong. Such sections are thrown away."""
+    token = _known.set(known)
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def config(cls: type[T]) -> type[T]:
     """Declare a configuration section: `dataclass(frozen=True, kw_only=True)` that refuses unknown keys.
@@ -40,6 +58,17 @@ def config(cls: type[T]) -> type[T]:
     Sections nest, carry defaults, and check combinations of their own fields in `__post_init__` by raising
     `Invalid`. They import no jax, so that a config can be validated without starting a backend.
     """
+    if check := cls.__dict__.get("__post_init__"):
+
+        @functools.wraps(check)
+        def post_init(self: T) -> None:
+            try:
+                check(self)
+            except Invalid as error:
+                if error.problems not in _known.get():
+                    raise
+
+        cls.__post_init__ = post_init
     declared: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     declared.__pydantic_config__ = {"extra": "forbid"}
     return declared

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hllm_jax.config.convert import plain
-from hllm_jax.config.declare import Invalid
+from hllm_jax.config.declare import Invalid, Problems, overlooking
 from hllm_jax.config.document import COMMAND_LINE, Document, Key, Place, dotted, read_document, short
 from hllm_jax.config.problems import ConfigError, Problem
 from hllm_jax.config.schema import below, fields, nearest_key, with_defaults
@@ -158,36 +158,41 @@ def _combinations(
 ) -> list[Problem]:
     """The impossible combinations that pydantic did not come to, because a key nearby was wrong itself.
 
-    What was wrong is taken out (a misspelt key is spelt right), and the rest is checked again. A section that
-    lost a value this way is left out: its default may not fit the rest, which is nobody's mistake.
+    A refused section is overlooked, a misspelt key is spelt right, another wrong value is taken out, and then
+    the rest is checked again. Problems of sections around a value that was taken out are not reported: its
+    default may not fit the rest, which is nobody's mistake.
     """
     spoilt: set[Key] = set()
+    known: set[Problems] = set()
     found: list[Problem] = []
-    for _ in range(4):
+    for _ in range(8):
         for error in errors:
-            key = _key(values, error["loc"])
-            if isinstance(error.get("ctx", {}).get("error"), Exception) or error["type"] == "missing":
-                spoilt.add(key)
+            key, raised = _key(values, error["loc"]), error.get("ctx", {}).get("error")
+            if isinstance(raised, Invalid):
+                known.add(raised.problems)
+                continue
             if not key:
                 return found
             value = _remove(values, key)
-            if error["type"] == "unexpected_keyword_argument":
-                right = tuple((nearest_key(cls, key) or "").split("."))
-                if right[:-1] == key[:-1] and right not in document.places and value is not _NOTHING:
-                    _put(values, right, value)
-                    document.places[right] = Place(document.where(key))
-            else:
+            right = tuple((nearest_key(cls, key) or "").split("."))
+            if error["type"] != "unexpected_keyword_argument":
                 spoilt.add(key)
+            elif right[:-1] == key[:-1] and right not in document.places and value is not _NOTHING:
+                _put(values, right, value)
+                document.places[right] = Place(document.where(key))
         values = with_defaults(cls, values)
-        config, errors = _validate(adapter, values)
+        try:
+            with overlooking(known):
+                config, errors = _validate(adapter, values)
+        except Exception:  # a check that was not made for values that another check has refused
+            return found
         if config is not None:
             return found
-        fresh = [
-            error
-            for error in errors
-            if error["type"] == "value_error"
-            and not any(key[: len(at)] == at for at in [_key(values, error["loc"])] for key in spoilt)
-        ]
+        fresh: list[ErrorDetails] = []
+        for error in errors:
+            at = _key(values, error["loc"])
+            if error["type"] == "value_error" and not any(key[: len(at)] == at for key in spoilt):
+                fresh.append(error)
         found += _report(cls, document, values, fresh)
     return found
 

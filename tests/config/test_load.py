@@ -191,6 +191,20 @@ def test_a_combination_across_sections_is_reported_beside_an_unknown_key(tmp_pat
     ]
 
 
+def test_a_combination_across_sections_is_reported_beside_one_within(tmp_path: Path) -> None:
+    path = write(tmp_path, "model:\n  heads: 7\ntrain:\n  batch_size: 3\n")
+    assert problems(path) == [
+        "run.yaml:2: model.heads = 7: must be a multiple of kv_heads=4",
+        "run.yaml:4: train.batch_size = 3: must be even",
+    ]
+
+
+def test_a_refused_section_is_refused_everywhere_else() -> None:
+    problems(None, "model.heads=7")
+    with pytest.raises(Invalid, match="must be a multiple of kv_heads=4"):
+        Model(heads=7)
+
+
 def test_a_combination_with_a_value_that_is_wrong_itself_is_not_guessed(tmp_path: Path) -> None:
     path = write(tmp_path, "model:\n  heads: six\n  kv_heads: 3\n")
     assert problems(path) == ["run.yaml:2: model.heads = six: wants an integer, this is text"]
