@@ -177,7 +177,7 @@ def test_another_shape_or_optimizer_is_named(tmp_path: Path) -> None:
     ):
         checkpoints.restore(toy_layout(model=Bigram(embed=40)))
     lion = make_optimizer(OptimizerConfig(name="lion"), ScheduleConfig(), 10)
-    with pytest.raises(CheckpointError, match="unexpected: .*nu"):
+    with pytest.raises(CheckpointError, match=r"unexpected: .*nu"):
         checkpoints.restore(toy_layout(optimizer=lion))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from hllm_jax.config import load_config
-from hllm_jax.testing.training import ToyConfig, toy_config, toy_train
+from hllm_jax.testing.training import ToyBatches, ToyConfig, toy_config, toy_layout, toy_train
 from hllm_jax.training import CheckpointError, PlatformError, Run, RunError
 from hllm_jax.training.metrics import MetricsFile, read_lines
 
@@ -75,12 +77,9 @@ def test_what_the_run_is_may_not_change(tmp_path: Path) -> None:
     ):
         toy_train(toy_config(tmp_path, *changed))
     assert (tmp_path / "config.yaml").read_text() == before
-    with pytest.raises(CheckpointError, match=r"another data .*run.allow_changes=true"):
-        run = Run.start(toy_config(tmp_path, "train.steps=6"))
+    with Run.start(toy_config(tmp_path, "train.steps=6")) as run:
         run.facts = {"data": "something else"}
-        with run:
-            from hllm_jax.testing.training import toy_layout
-
+        with pytest.raises(CheckpointError, match=r"another data .*run.allow_changes=true"):
             run.restore(toy_layout())
     assert int(toy_train(toy_config(tmp_path, *changed, "run.allow_changes=true")).step) == 6
 
@@ -124,15 +123,10 @@ class Stopping:
     """Batches that send this process a SIGTERM when batch `n` is read, as a scheduler would."""
 
     def __init__(self, n: int) -> None:
-        from hllm_jax.testing.training import ToyBatches
-
         self.batches, self.n = ToyBatches(), n
         self.fingerprint = self.batches.fingerprint
 
     def __getitem__(self, n: int) -> dict[str, np.ndarray]:
-        import os
-        import signal
-
         if n == self.n:
             os.kill(os.getpid(), signal.SIGTERM)
         return self.batches[n]

@@ -1,0 +1,22 @@
+"""What a run measures about itself."""
+
+from __future__ import annotations
+
+from hllm_jax.training.metrics import PEAKS, measured_peak, peak_flops, peak_memory
+
+
+def test_the_measured_peak_is_a_speed() -> None:
+    assert 1e8 < measured_peak(256, 0.02) < 1e14
+
+
+def test_peak_of_a_cpu_is_measured_once() -> None:
+    assert peak_flops() == peak_flops()
+
+
+def test_known_devices_have_plausible_peaks() -> None:
+    assert PEAKS["NVIDIA H100"] == 989e12
+    assert all(5e13 < peak < 5e15 for peak in PEAKS.values())
+
+
+def test_memory_is_counted_in_bytes() -> None:
+    assert (peak_memory() or 0) > 50e6
