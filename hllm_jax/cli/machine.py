@@ -70,7 +70,8 @@ def _benchmarks() -> dict[str, Path]:
         raise ValueError(
             "benchmarks are part of the repository, and this is an installed package: clone it first"
         )
-    return {path.stem: path for path in sorted((root / "scripts" / "bench").glob("*.py"))}
+    found = sorted((root / "scripts" / "bench").glob("*.py"))
+    return {path.stem: path for path in found if path.stem != "common"}
 
 
 def _summary(path: Path) -> str:
