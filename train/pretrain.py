@@ -65,7 +65,7 @@ def main(config: Config) -> training.TrainState:
     }
     batches = config.data.build(tokenizer, epochs=config.train.epochs, **shape)
     steps = config.train.steps or len(batches)
-    run.identify(tokenizer=tokenizer, data=batches.fingerprint, model=model.config)
+    run.identify(tokenizer=tokenizer, data=batches, model=model.config)
 
     # ---- objective and optimizer ----
     loss = objectives.causal_lm(model, z_loss=config.train.z_loss)

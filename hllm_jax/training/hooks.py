@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -117,19 +116,16 @@ def sample(run: Run, write: Callable[[TrainState], Sequence[Mapping[str, Any]]],
         every: updates between two; None: at the end; 0: never.
     """
     due = regularly(every)
+    file = run.lines("samples.jsonl")
 
     def act(moment: Moment) -> None:
-        with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for found in write(moment.state):
-                file.write(json.dumps({"step": moment.step, **found}, ensure_ascii=False) + "\n")
-                text = " ".join(str(found.get("text", "")).split())
-                run.console.print(
-                    f"step {moment.step}  {found.get('prompt', '')!r} → {text[:160]}",
-                    markup=False,
-                    soft_wrap=True,
-                )
+        for found in write(moment.state):
+            file.write({"step": moment.step, **found})
+            text = " ".join(str(found.get("text", "")).split())
+            shown = f"step {moment.step}  {found.get('prompt', '')!r} → {text[:160]}"
+            run.console.print(shown, markup=False, soft_wrap=True)
 
-    return Hook("sample", lambda moment: due(moment) and not moment.interrupted, act)
+    return Hook("sample", lambda moment: due(moment) and not moment.interrupted, act, close=file.close)
 
 
 def profile(run: Run, config: ProfileConfig) -> Hook:

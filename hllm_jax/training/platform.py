@@ -63,6 +63,13 @@ def require_platform(wanted: Literal["auto", "cpu", "gpu", "tpu"]) -> str:
     return found
 
 
+def is_coordinator() -> bool:
+    """Whether this process writes what all share."""
+    import jax
+
+    return jax.process_index() == 0
+
+
 def facts() -> dict[str, Any]:
     """Devices, versions, code and command of this process, for `run.json`."""
     import jax

@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from hllm_jax.config import ABSENT, cache_dir, diff, to_dict, to_yaml
+from hllm_jax.data.batches import Batches
+from hllm_jax.models.config import DecoderConfig
 from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.tokenizers.tokenizer import Tokenizer
@@ -68,6 +70,7 @@ class Run:
         self.facts: dict[str, Any] = {}
         self.tokens = 0
         self._lock = lock
+        self._known: dict[str, Any] = {}
         self._metrics: MetricsFile | None = None
         kept = config.checkpoint
         self.checkpoints = Checkpoints(folder / "checkpoints", kept.keep, kept.best)
@@ -91,16 +94,22 @@ class Run:
         folder = Path(config.run.dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(config, folder, lock_folder(folder))
-        run._check_changes()
+        try:
+            run._check_changes()
+            run._write_down()
+        except BaseException:
+            run.close()
+            raise
+        compilation_cache()
+
         import jax
 
-        if jax.process_index() == 0:
-            (folder / "config.yaml").write_text(to_yaml(config), "utf-8")
-            run._write_facts()
-        compilation_cache()
         state = f"resuming at step {run.resumed}" if run.resumed is not None else "new run"
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({found})"
+        run.console.print(to_yaml(config), markup=False, soft_wrap=True, style="dim")
         run.say(f"[bold]{folder}[/bold]: {state}, on {devices}")
+        if run._known["dtype"] is not None:
+            run.say(", ".join(f"{what} in {dtype}" for what, dtype in run._known["dtype"].items()))
         return run
 
     # -- what the run is ------------------------------------------------------------------------------------
@@ -116,16 +125,35 @@ class Run:
         tokenizer.save(folder)
         return tokenizer
 
-    def identify(self, *, tokenizer: Tokenizer, data: str, model: Any, **more: Any) -> None:
-        """Say what this run is, for the manifest of every checkpoint and the check on resume.
+    def identify(self, *, tokenizer: Tokenizer, data: Batches, model: DecoderConfig, **more: Any) -> None:
+        """Say what this run is: for people, for `run.json`, for checkpoints and for the check on resume.
 
         Args:
             tokenizer: its fingerprint is kept.
-            data: fingerprint of the batches.
-            model: config of the architecture.
+            data: the batches; their fingerprint is kept, their counts are printed.
+            model: the architecture.
             more: whatever else must be the same on resume.
         """
-        self.facts = {"tokenizer": tokenizer.fingerprint, "data": data, "model": to_dict(model), **more}
+        stats = data.stats
+        self.facts = {
+            "tokenizer": tokenizer.fingerprint,
+            "data": data.fingerprint,
+            "model": to_dict(model),
+            **more,
+        }
+        self._known |= {"data": stats, "parameters": model.parameters()}
+        self._write_known()
+        self.say(f"model: {model.parameters():,} parameters; tokenizer: {tokenizer.vocab_size} ids")
+        lost = {
+            name: stats.get(name, 0)
+            for name in ("truncated", "split", "dropped_overlong", "dropped_untrained")
+        }
+        self.say(
+            f"data: {stats['documents']:,.0f} records in {stats['rows']:,.0f} rows an epoch "
+            f"({data.data.config.packing}), {100 * stats['fill']:.1f} % filled, "
+            f"{100 * stats['trained_share']:.1f} % of the tokens trained"
+            + "".join(f", {count:,.0f} {name.replace('_', ' ')}" for name, count in lost.items() if count)
+        )
 
     def restore(self, layout: Layout) -> TrainState | None:
         """The newest checkpoint on the mesh of `layout`, or None for a new run.
@@ -136,7 +164,7 @@ class Run:
             CheckpointError: damaged, of another shape, or written with another tokenizer or other data.
         """
         if self.resumed is None:
-            self._metrics = MetricsFile(self.folder / "metrics.jsonl")
+            self._metrics = self.lines("metrics.jsonl")
             return None
         state, manifest = self.checkpoints.restore(layout, self.resumed)
         remedy = "run.allow_changes=true goes on all the same, another run.dir starts anew"
@@ -148,7 +176,7 @@ class Run:
                     f"(fingerprint {str(then)[:12]}, now {str(now)[:12]}): {remedy}"
                 )
         self.tokens = int(manifest.facts.get("tokens", 0))
-        self._metrics = MetricsFile(self.folder / "metrics.jsonl", after=self.resumed)
+        self._metrics = self.lines("metrics.jsonl")
         return state
 
     # -- writing --------------------------------------------------------------------------------------------
@@ -157,8 +185,12 @@ class Run:
     def metrics(self) -> MetricsFile:
         """`metrics.jsonl`."""
         if self._metrics is None:
-            self._metrics = MetricsFile(self.folder / "metrics.jsonl", after=self.resumed or 0)
+            self._metrics = self.lines("metrics.jsonl")
         return self._metrics
+
+    def lines(self, name: str) -> MetricsFile:
+        """A file of one line a step in the run folder, cut back to where the run goes on."""
+        return MetricsFile(self.folder / name, after=-1 if self.resumed is None else self.resumed)
 
     def save(self, state: TrainState) -> bool:
         """Start to save a checkpoint; see `Checkpoints.save`."""
@@ -212,7 +244,7 @@ class Run:
             )
         self.say("changed since the last start:\n" + "\n".join(lines))
 
-    def _write_facts(self) -> None:
+    def _write_down(self) -> None:
         path = self.folder / "run.json"
         history: list[Mapping[str, Any]] = []
         if self.resumed is not None and path.is_file():
@@ -225,9 +257,18 @@ class Run:
             "host": socket.gethostname(),
             "step": self.resumed or 0,
         }
-        write_json(
-            path, {**platform.facts(), "dtype": effective_dtype(self.config), "starts": [*history, start]}
-        )
+        self._known = {
+            **platform.facts(),
+            "dtype": effective_dtype(self.config),
+            "starts": [*history, start],
+        }
+        self._write_known()
+        if platform.is_coordinator():
+            (self.folder / "config.yaml").write_text(to_yaml(self.config), "utf-8")
+
+    def _write_known(self) -> None:
+        if platform.is_coordinator():
+            write_json(self.folder / "run.json", self._known)
 
 
 def effective_dtype(config: Any) -> dict[str, str] | None:
@@ -255,9 +296,7 @@ def lock_folder(folder: Path) -> Any:
     Raises:
         RunError: another process holds it.
     """
-    import jax
-
-    if jax.process_index() != 0:
+    if not platform.is_coordinator():
         return None
     try:
         import fcntl

@@ -139,6 +139,19 @@ def test_samples_are_kept(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "samples.jsonl") == [{"step": 6, "prompt": "你", "text": "好"}]
 
 
+def test_a_new_run_in_an_old_folder_starts_its_files_anew(tmp_path: Path) -> None:
+    """Killed before its first checkpoint, a run begins again, and so do its lines."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (tmp_path / name).write_text('{"step": 0, "eval/loss": 9}\n{"step": 1, "loss": 9}\n')
+    hooks = lambda run: [  # noqa: E731
+        evaluate(run, lambda state: {"eval/loss": 1.0}, 6),
+        sample(run, lambda state: [{"text": "x"}], None),
+    ]
+    lines = run_with(tmp_path, hooks)
+    assert [line["eval/loss"] for line in lines if "eval/loss" in line] == [1.0, 1.0]
+    assert [line["step"] for line in read_lines(tmp_path / "samples.jsonl")] == [6]
+
+
 def test_tensorboard_gets_the_lines(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     run_with(tmp_path, lambda run: track(run, run.config.log), "log.tensorboard=true")
