@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hllm_jax.generation.language_model import LanguageModel
 from hllm_jax.models.config import Execution
 from hllm_jax.models.decoder import Decoder
 
 
-def load(model: str | os.PathLike[str], dtype: str | None = None) -> LanguageModel:
+def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel:
     """Load a model with its tokenizer.
 
     Args:
@@ -30,12 +30,16 @@ def load(model: str | os.PathLike[str], dtype: str | None = None) -> LanguageMod
 
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
+    if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype is {dtype!r}, must be 'float32' or 'bfloat16'")
-    kind = cast('Literal["float32", "bfloat16"]', dtype)
+    kind = cast('Literal["float32", "bfloat16"]', jnp.dtype(dtype).name)
     # One subtree per layer: a scan would copy each layer's weights out of the stack for every token.
     config, params, tokenizer = load_pretrained(model, scan_layers=False)
-    params = jax.tree.map(functools.partial(jnp.asarray, dtype=kind), params)
+    leaves, tree = jax.tree.flatten(params)
+    del params
+    for i in range(len(leaves)):  # one at a time, so that not all weights are in memory twice
+        leaves[i] = jnp.asarray(leaves[i], kind)
+    params = jax.tree.unflatten(tree, leaves)
     execution = Execution(dtype=kind, param_dtype=kind, scan_layers=False)
     variables: dict[str, Any] = {"params": params}
     return LanguageModel(config, Decoder(config, execution), variables, tokenizer)
