@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hllm_jax.report.facts import Facts, RowToken, Sample, Score, read_facts
 from hllm_jax.report.figures import loss_figure, rate_figure, roofline_tokens_per_second
+from hllm_jax.report.settings import changed_settings
 from hllm_jax.report.stage import Stage, is_run, read_stage
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def render(folder: Path, stages: Sequence[Stage], facts: Facts) -> str:
                 # The baselines read the pretraining text; they say nothing about conversations.
                 "loss": Markup(loss_figure(stage, scores if stage.name == comparison_stage(stages) else ())),
                 "rate": Markup(rate_figure(stage, matmul_peak(stage))),
+                "settings": changed_settings(stage.config),
             }
             for stage in stages
         ],

