@@ -62,7 +62,7 @@ def sample(
         lambda: penalize(logits, seen, rows.repetition_penalty),
         lambda: logits,
     )
-    greedy = jnp.argmax(chosen_from, axis=-1).astype(jnp.int32)
+    greedy = most_probable(chosen_from)
 
     def draw() -> jax.Array:
         tempered = temper(chosen_from, rows.temperature)
@@ -78,6 +78,16 @@ def sample(
     tokens = jax.lax.cond(jnp.any(rows.temperature > 0.0), draw, lambda: greedy)
     taken = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
     return tokens, taken - jax.nn.logsumexp(logits, axis=-1)
+
+
+def most_probable(logits: jax.Array) -> jax.Array:
+    """The first of the best ids of each row: `[B, V]` -> int32 `[B]`; the last id where all are NaN.
+
+    Two plain reductions: `argmax` carries pairs, which XLA on CPU takes one by one.
+    """
+    ids = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :]
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits == best, ids, logits.shape[1] - 1), axis=-1)
 
 
 def row_keys(seed: jax.Array, positions: jax.Array) -> jax.Array:

@@ -99,6 +99,11 @@ class LayerCache:
         rows = jnp.arange(k.shape[0], dtype=jnp.int32)[:, None]
         # A slot beyond the end is dropped; a negative one would count from the end.
         slots = jnp.where(self.slots < 0, capacity, self.slots)
+        if slots.size == 1:
+            # XLA on CPU makes of a single update a slice, fuses it with what reads it, and copies the whole
+            # cache for each token. A second update, dropped, keeps it a scatter, which is done in place.
+            slots = jnp.concatenate([slots, jnp.full_like(slots, capacity + 1)], axis=1)
+            k, v = (jnp.concatenate([new, new], axis=1) for new in (k, v))
         # Indexed axes apart from each other come first in the result: [B, L, K, h], as the new ones are.
         if self.layer is None:
             keys, values = self.keys.at[rows, :, :, slots], self.values.at[rows, :, slots]

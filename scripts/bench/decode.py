@@ -21,7 +21,7 @@ from hllm_jax.generation import Engine, Request, Sampling  # noqa: E402
 from hllm_jax.interop import resolve  # noqa: E402
 
 MODEL = "smollm2-135m-instruct"
-PROMPT_TOKENS, TOKENS, PAIRS = 32, 64, 5
+PROMPT_TOKENS, TOKENS, PAIRS = 32, 128, 5
 TEXT = (
     "On the first day of the fair, the baker opened her shop an hour before sunrise. She had baked forty "
     "loaves, and she meant to sell them all before the bells rang at noon. By eight o'clock a long line of "

@@ -24,10 +24,9 @@ def test_a_published_model_knows_the_capital_of_france():
     assert "Paris" in said.text
     assert said.finish_reason == "stop"
     assert said.tokens[-1] in model.tokenizer.stop_ids
-    many = model.generate(
-        ["What is the capital of France?", "What is the capital of Italy?"], temperature=0, max_tokens=32
-    )
+    other = "Name three colours."
+    many = model.generate(["What is the capital of France?", other], temperature=0, max_tokens=32)
     assert many[0].tokens == said.tokens
-    assert "Rome" in many[1].text
+    assert many[1].tokens == model.generate(other, temperature=0, max_tokens=32)[0].tokens
     streamed = list(model.stream("What is the capital of France?", temperature=0, max_tokens=32))
     assert "".join(delta.text for delta in streamed) == said.text
