@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONTINUE = ("To be, or not to be", "画蛇添足（huà shé tiān zú）\n释义：")
 ASK = ("Hello", "How are you doing?", "你好", "你好吗?", "请解释成语“画蛇添足”。")
-CLOSING = ("Hello", "你好")
+CLOSING = ("How are you doing?", "你好吗?")
 
 
 def tokenizer_stage(chain: Chain) -> bool:

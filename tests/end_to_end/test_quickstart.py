@@ -51,7 +51,7 @@ quickstart("small", sys.argv[1], json.loads(sys.argv[2]))
 
 
 def stop(out: Path, stage: str, step: int, number: signal.Signals) -> int:
-    """Start the quickstart in a process of its own, and end it once it has logged `step` of `stage`."""
+    """Start the quickstart in a process of its own, and end it once it has evaluated `step` of `stage`."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", PROGRAM, str(out), json.dumps(SHRUNK)],
         stdout=subprocess.PIPE,
@@ -65,7 +65,7 @@ def stop(out: Path, stage: str, step: int, number: signal.Signals) -> int:
     for line in process.stdout:
         said.append(line)
         inside = inside or f"] {stage}" in line
-        if inside and line.startswith(f"step {step}/"):
+        if inside and line.startswith(f"step {step}  held out"):
             process.send_signal(number)
             break
     else:
@@ -81,9 +81,9 @@ def logged(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_stopped_killed_and_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "quick"
-    assert stop(out, "pretrain", 6, signal.SIGTERM) == 0
+    assert stop(out, "pretrain", 12, signal.SIGTERM) == 0
     assert not (out / "sft").exists()
-    assert stop(out, "sft", 6, signal.SIGKILL) == -signal.SIGKILL
+    assert stop(out, "sft", 8, signal.SIGKILL) == -signal.SIGKILL
 
     page = quickstart("small", out, SHRUNK)
     assert page == out / "report.html"
