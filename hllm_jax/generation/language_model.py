@@ -80,7 +80,9 @@ class LanguageModel:
         padding = ((0, 0), (0, max(L, bucket(L, limit)) - L))
         more.setdefault("segment_ids", np.ones_like(tokens))
         padded = {name: np.pad(ids, padding) for name, ids in more.items()}
-        return _logits(self.model, self.variables, np.pad(tokens, padding), **padded)[:, :L]
+        # These are the numbers that are compared with other implementations.
+        with jax.default_matmul_precision("highest"):
+            return _logits(self.model, self.variables, np.pad(tokens, padding), **padded)[:, :L]
 
     def score(self, texts: str | Sequence[str]) -> list[Score]:
         """Log-likelihood of texts, token by token, each as the beginning of a document.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hllm_jax.nn.axes import parameter
+from hllm_jax.nn.linear import product
 
 
 class Embed(nn.Module):
@@ -30,5 +31,4 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[B, L, D]` -> float32 logits `[B, L, V]`, multiplied in `dtype`, summed in float32."""
-        table = self.embedding.astype(self.dtype)
-        return jnp.einsum("BLD,VD->BLV", x.astype(self.dtype), table, preferred_element_type=jnp.float32)
+        return product(x.astype(self.dtype), self.embedding.astype(self.dtype).T, jnp.float32)

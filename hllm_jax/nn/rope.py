@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Pairing = Literal["half", "interleaved"]
 
@@ -25,8 +26,8 @@ def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
     Returns:
         Two float32 arrays `[B, L, h/2]`.
     """
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequencies = jnp.asarray(theta, jnp.float32) ** -exponents
+    # Known while tracing, so they are computed in float64: an error here grows with the position.
+    frequencies = (theta ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 

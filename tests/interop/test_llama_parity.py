@@ -77,8 +77,15 @@ def test_logits_of_smollm2_dequantised(tmp_path: Path) -> None:
     published = read_model(file)
     assert published.config.parameters() == 134_515_008
     model = Decoder(published.config, Execution(dtype="float32"))
-    logits = jax.jit(lambda p, t: model.apply({"params": p}, t)[0])(published.params, recorded["tokens"])
-    assert np.abs(np.asarray(logits) - recorded["logits"]).max() <= TOLERANCE
+    apply = jax.jit(lambda p, t: model.apply({"params": p}, t)[0])
+    rows = [name.removeprefix("tokens/") for name in recorded if name.startswith("tokens/")]
+    assert len(rows) == 4
+    # Logits reach 38 here and the residual stream 25,000: float32 itself is worth 1e-4 at the worst places
+    # (docstring of `nn.linear.product`), hence the precision that `LanguageModel.logits` uses too.
+    with jax.default_matmul_precision("highest"):
+        for row in rows:
+            logits = apply(published.params, recorded[f"tokens/{row}"])
+            assert np.abs(np.asarray(logits) - recorded[f"logits/{row}"]).max() <= TOLERANCE
 
 
 @pytest.mark.peers

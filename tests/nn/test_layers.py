@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hllm_jax.nn import Embed, KVCache, LayerCache, Linear, RMSNorm, SwiGLU
+from hllm_jax.nn.linear import product
 
 
 def test_rms_norm_takes_its_statistics_in_float32() -> None:
@@ -37,6 +38,18 @@ def test_linear_contracts_the_last_axes_with_the_first_of_the_kernel() -> None:
     layer = Linear((3, 4), (6, 7), ("heads", "head_dim", "embed", "mlp"))
     out = layer.apply({"params": {"kernel": kernel.astype(np.float32)}}, x.astype(np.float32))
     np.testing.assert_allclose(out, np.einsum("blij,ijkm->blkm", x, kernel), atol=1e-4)
+
+
+def test_the_highest_precision_sums_more_exactly_and_the_default_is_one_product() -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(64, 1500)).astype(np.float32), rng.normal(size=(1500, 96)).astype(np.float32)
+    exact = x.astype(float) @ kernel.astype(float)
+    errors = {}
+    for precision in ("default", "highest"):
+        with jax.default_matmul_precision(precision):
+            errors[precision] = np.sqrt(np.mean((np.asarray(jax.jit(product)(x, kernel)) - exact) ** 2))
+            assert ("scan" in str(jax.make_jaxpr(product)(x, kernel))) == (precision == "highest")
+    assert errors["highest"] < errors["default"] * 0.75
 
 
 def test_linear_can_be_intercepted_without_the_model_knowing() -> None:
