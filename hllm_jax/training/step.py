@@ -16,6 +16,12 @@ from hllm_jax.parallel.rules import BATCH
 from hllm_jax.parallel.state import TrainState, Tree, merge
 from hllm_jax.training.optimizers import Optimizer
 
+#: Platform -> what its compiler is told. On a CPU, to see that the moments of an optimizer can be updated in
+#: place: by default it copies them all first.
+COMPILER_OPTIONS: dict[str, dict[str, bool | int | str]] = {
+    "cpu": {"xla_cpu_copy_insertion_use_region_analysis": True}
+}
+
 #: Flat dict of float32 (counts: int32) scalars on the device.
 Metrics: TypeAlias = dict[str, jax.Array]
 
@@ -37,6 +43,7 @@ class TrainStep:
             donate_argnums=0,
             in_shardings=(moving, layout.shardings.frozen, None),
             out_shardings=(moving, everywhere),
+            compiler_options=COMPILER_OPTIONS.get(layout.mesh.devices.flat[0].platform),
         )
         self.compiled: jax.stages.Compiled | None = None
 
