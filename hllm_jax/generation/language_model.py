@@ -255,6 +255,10 @@ class LanguageModel:
         if isinstance(prompt, str):
             if raw or self.tokenizer.chat_template is None:
                 return self.tokenizer.encode_prompt(prompt)
+            if not prompt:
+                raise ValueError(
+                    "the prompt is empty: a user's message needs text (raw=True begins a document)"
+                )
             prompt = [{"role": "user", "content": prompt}]
         elif _is_ids(prompt):
             return [int(token) for token in prompt]

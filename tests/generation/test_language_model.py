@@ -71,6 +71,11 @@ def test_an_empty_raw_prompt_without_bos_is_refused():
         model.generate(["a", ""], raw=True)
 
 
+def test_an_empty_message_is_refused():
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        language_model().generate("", max_tokens=1)
+
+
 def test_raw_takes_no_messages():
     with pytest.raises(ValueError, match="raw=True continues a text"):
         language_model().generate([{"role": "user", "content": "hi"}], raw=True)
