@@ -198,12 +198,18 @@ def _transposed_product(rows: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _total(parts: list[tuple[int, jax.Array]], length: int, like: jax.Array) -> jax.Array:
-    """Sum of parts `[B, K, h, S]`, each from its first key on: `[B, L, K, h]` in the dtype of `like`."""
-    none = (0, 0)
-    padded = [
-        jnp.pad(part, (none, none, none, (first, length - first - part.shape[-1]))) for first, part in parts
-    ]
-    return functools.reduce(jnp.add, padded).transpose(0, 3, 1, 2).astype(like.dtype)
+    """Sum of parts `[B, K, h, S]`, each from its first key on: `[B, L, K, h]` in the dtype of `like`.
+
+    They are turned and added in place, one after another: written as a sum, it is computed again, in strides,
+    wherever it is read.
+    """
+    B, _, K, h = like.shape
+    total = jnp.zeros((B, length, K, h), jnp.float32)
+    for first, part in parts:
+        turned = part.transpose(0, 3, 1, 2)
+        before = jax.lax.slice_in_dim(total, first, first + turned.shape[1], axis=1)
+        total = jax.lax.dynamic_update_slice_in_dim(total, before + turned, first, axis=1)
+    return total.astype(like.dtype)
 
 
 def _by_head(x: jax.Array) -> jax.Array:
