@@ -11,7 +11,7 @@ from hllm_jax.config.convert import to_dict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from hllm_jax.models.config import DecoderConfig
+    from hllm_jax.models.spec import Spec
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -23,7 +23,8 @@ def inspect(target: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     Returns:
         `name`, `kind`, `parameters` (a tied embedding counts once), `shapes` (parameter path -> shape, of
         the unrolled model), `config` (the resolved configuration, or the architecture of a MODEL),
-        `decoder` (the architecture), and `memory` in bytes, activations not included.
+        the architecture under its kind (`decoder`, `encoder`, `encoder_decoder`), and `memory` in bytes,
+        activations not included.
 
     Raises:
         ConfigError, ValueError: the target is neither, or cannot be read.
@@ -42,7 +43,7 @@ def inspect(target: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     return _describe(target, kind, spec, to_dict(spec), memory)
 
 
-def read_spec(model: str) -> tuple[DecoderConfig, str]:
+def read_spec(model: str) -> tuple[Spec, str]:
     """The architecture of any MODEL, and what kind of MODEL it is; weights are not read.
 
     Raises:
@@ -89,7 +90,7 @@ def tokenizer_of(config: Any) -> Tokenizer:
     return tokenizer_for(config.tokenizer, config.data)
 
 
-def spec_of_config(config: Any) -> DecoderConfig:
+def spec_of_config(config: Any) -> Spec:
     """The architecture that a run of this configuration has, a base that is still to be made included."""
     base, model = unmade_base(config), config.model
     loaded = None
@@ -110,7 +111,7 @@ def unmade_base(config: Any) -> Any | None:
     return load_run_config(base)[1]
 
 
-def cache_bytes(spec: DecoderConfig, dtype: str) -> int:
+def cache_bytes(spec: Spec, dtype: str) -> int:
     """Bytes of keys and values that one token keeps over all layers."""
     return 2 * spec.layers * spec.kv_heads * spec.head_size * BYTES[dtype]
 
@@ -165,7 +166,7 @@ def _vocab_size(config: Any) -> int | None:
     return load_tokenizer(Path(tokenizer.path)).vocab_size
 
 
-def _optimizer_bytes(config: Any, spec: DecoderConfig) -> int:
+def _optimizer_bytes(config: Any, spec: Spec) -> int:
     """Bytes of the optimizer's state, from its shapes."""
     import jax
 
@@ -185,7 +186,7 @@ def _optimizer_bytes(config: Any, spec: DecoderConfig) -> int:
 
 
 def _describe(
-    name: str, kind: str, spec: DecoderConfig, config: dict[str, Any], memory: dict[str, int]
+    name: str, kind: str, spec: Spec, config: dict[str, Any], memory: dict[str, int]
 ) -> dict[str, Any]:
     from hllm_jax.models.layout import parameter_shapes
 
@@ -196,7 +197,7 @@ def _describe(
         "parameters": spec.parameters(),
         "shapes": {path: list(shape) for path, shape in parameter_shapes(spec).items()},
         "config": config,
-        "decoder": to_dict(resolved),
+        resolved.architecture: to_dict(resolved),
         "memory": memory,
     }
 

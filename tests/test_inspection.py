@@ -15,7 +15,8 @@ RECIPE = '''"""A recipe with all sections that inspection reads."""
 
 from hllm_jax.config import config
 from hllm_jax.data.config import DataConfig
-from hllm_jax.models.config import DecoderConfig, ModelConfig
+from hllm_jax.models.config import ModelConfig
+from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.tokenizers.config import TokenizerConfig
 from hllm_jax.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 

@@ -95,7 +95,7 @@ def main(config: Config) -> training.TrainState:
     samples = config.log.samples
 
     def write(state: training.TrainState) -> list[dict[str, str]]:
-        writer = generation.LanguageModel(model.config, model, state.variables, tokenizer)
+        writer = generation.LanguageModel(model, state.variables, tokenizer)
         texts = writer.generate(
             list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
         )

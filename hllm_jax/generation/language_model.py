@@ -14,8 +14,8 @@ from hllm_jax.generation.decode import TRACES, bucket
 from hllm_jax.generation.engine import Engine
 from hllm_jax.generation.request import Completion, Delta, Request, Sampling, check_prompt
 from hllm_jax.generation.scoring import Score, score_tokens
-from hllm_jax.models.config import DecoderConfig
 from hllm_jax.models.decoder import Decoder
+from hllm_jax.models.layout import Model
 
 if TYPE_CHECKING:
     from hllm_jax.tokenizers import Tokenizer
@@ -39,10 +39,10 @@ class LanguageModel:
         engine: runs requests of token ids.
     """
 
-    def __init__(
-        self, config: DecoderConfig, model: Decoder, variables: dict[str, Any], tokenizer: Tokenizer
-    ) -> None:
-        self.config, self.model, self.variables, self.tokenizer = config, model, variables, tokenizer
+    def __init__(self, model: Model, variables: dict[str, Any], tokenizer: Tokenizer) -> None:
+        if not isinstance(model, Decoder):
+            raise ValueError(f"a {model.config.architecture} does not continue text: a decoder is needed")
+        self.config, self.model, self.variables, self.tokenizer = model.config, model, variables, tokenizer
         self.engine = Engine(model, variables, tokenizer)
 
     def logits(self, tokens: Any, segment_ids: Any = None, positions: Any = None) -> jax.Array:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from hllm_jax.generation.language_model import LanguageModel
 from hllm_jax.models.config import Execution
-from hllm_jax.models.decoder import Decoder
+from hllm_jax.models.spec import DecoderConfig
 
 
 def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel:
@@ -35,6 +35,8 @@ def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Langu
     kind = cast('Literal["float32", "bfloat16"]', jnp.dtype(dtype).name)
     # One subtree per layer: a scan would copy each layer's weights out of the stack for every token.
     config, params, tokenizer = load_pretrained(model, scan_layers=False)
+    if not isinstance(config, DecoderConfig) or tokenizer is None:
+        raise ValueError(f"{model} is no decoder with a tokenizer: only these can be loaded so far")
     leaves, tree = jax.tree.flatten(params)
     del params
     for i in range(len(leaves)):  # one at a time, so that not all weights are in memory twice
@@ -42,4 +44,4 @@ def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Langu
     params = jax.tree.unflatten(tree, leaves)
     execution = Execution(dtype=kind, param_dtype=kind, scan_layers=False)
     variables: dict[str, Any] = {"params": params}
-    return LanguageModel(config, Decoder(config, execution), variables, tokenizer)
+    return LanguageModel(config.build(execution), variables, tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -17,12 +18,15 @@ from hllm_jax.interop.gguf import GGUF
 from hllm_jax.interop.hf import CONFIG, WEIGHTS, HFFolder
 from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.interop.safetensors import write_safetensors
-from hllm_jax.models.config import DecoderConfig
 from hllm_jax.models.families import Family, families
-from hllm_jax.models.layout import is_stacked, parameter_shapes, unstack_layers
+from hllm_jax.models.families.published import ConfigRefused
+from hllm_jax.models.layout import is_stacked, parameter_shapes, stacked_path, unstack_layers
+from hllm_jax.models.spec import Spec
+from hllm_jax.tokenizers.errors import NoTokenizer
 
 if TYPE_CHECKING:
-    from hllm_jax.models.families.table import Shape, Table, Tensors
+    from hllm_jax.models.families.forms import Shape
+    from hllm_jax.models.families.table import Table, Tensors
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 
@@ -36,12 +40,12 @@ class PublishedModel(NamedTuple):
     Attributes:
         config: the architecture.
         params: the tree under `params`, NumPy arrays.
-        tokenizer: of the model.
+        tokenizer: of the model; None where its folder holds none.
     """
 
-    config: DecoderConfig
+    config: Spec
     params: dict[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +53,12 @@ class Opened:
     """A published model, opened but for its weights."""
 
     source: Source
-    config: DecoderConfig
+    config: Spec
     table: Table
     tensors: Tensors
 
 
-def read_config(model: str | os.PathLike[str] | Source) -> DecoderConfig:
+def read_config(model: str | os.PathLike[str] | Source) -> Spec:
     """The architecture of a published model; its weights are not read.
 
     Args:
@@ -68,7 +72,11 @@ def read_config(model: str | os.PathLike[str] | Source) -> DecoderConfig:
 
 
 def read_tokenizer(model: str | os.PathLike[str] | Source) -> Tokenizer:
-    """The tokenizer of a published model; its weights are not read. Arguments and errors as `read_config`."""
+    """The tokenizer of a published model; its weights are not read. Arguments and errors as `read_config`.
+
+    Raises:
+        NoTokenizer: the folder holds none.
+    """
     return _tokenizer(_open(model))
 
 
@@ -90,8 +98,11 @@ def read_model(
         UnreadableModel, ValueError: see `read_config`; or the tokenizer has more ids than the embedding rows.
     """
     opened = _open(model)
-    tokenizer = _tokenizer(opened)
-    if tokenizer.vocab_size > opened.config.vocab_size:
+    try:
+        tokenizer = _tokenizer(opened)
+    except NoTokenizer:
+        tokenizer = None
+    if tokenizer is not None and tokenizer.vocab_size > opened.config.vocab_size:
         raise UnreadableModel(
             f"{opened.tensors.where}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only "
             f"{opened.config.vocab_size} rows"
@@ -103,32 +114,33 @@ def read_model(
 def read_params(
     table: Table,
     tensors: Tensors,
-    config: DecoderConfig,
+    config: Spec,
     scan_layers: bool = False,
     param_dtype: Any = np.float32,
 ) -> dict[str, Any]:
     """The parameter tree of an open checkpoint; at no time is more than one tensor held twice."""
     period = len(config.attention_pattern)
     leaves: dict[str, np.ndarray] = {}
-    for path, array in table.load(tensors, parameter_shapes(config)):
-        head, _, rest = path.partition("/")
-        if not (scan_layers and head.startswith("layers_")):
+    shapes = parameter_shapes(config)
+    depth = {path: stacked_path(path, period) for path in shapes} if scan_layers else {}
+    count = collections.Counter(path for path, index in depth.values() if index is not None)
+    for path, array in table.load(tensors, shapes):
+        stacked, index = depth.get(path, (path, None))
+        if index is None:
             leaves[path] = np.ascontiguousarray(array, param_dtype)
             continue
-        layer = int(head.removeprefix("layers_"))
-        block = f"layers/{rest}" if period == 1 else f"layers/block_{layer % period}/{rest}"
-        if block not in leaves:
-            leaves[block] = np.empty((config.layers // period, *array.shape), param_dtype)
-        leaves[block][layer // period] = array
+        if stacked not in leaves:
+            leaves[stacked] = np.empty((count[stacked], *array.shape), param_dtype)
+        leaves[stacked][index] = array
     return unflatten_dict({tuple(path.split("/")): leaf for path, leaf in leaves.items()})
 
 
 def save_hf(
     folder: str | os.PathLike[str],
-    config: DecoderConfig,
+    config: Spec,
     params: Mapping[str, Any],
     tokenizer: Tokenizer | None = None,
-    family: str = "llama",
+    family: str | None = None,
 ) -> None:
     """Write `config.json`, `model.safetensors` and the tokenizer's files, all that `transformers` loads.
 
@@ -137,13 +149,13 @@ def save_hf(
         config: the architecture.
         params: the tree under `params`, stacked or not, in the dtype to be written.
         tokenizer: written too, if given.
-        family: name of the page whose format it is.
+        family: name of the page whose format it is; None: the first that can say the config.
 
     Raises:
         ValueError: the format cannot say what the config or the tree holds.
     """
-    page, folder = families()[family], Path(folder)
-    published = page.to_hf(config)
+    folder = Path(folder)
+    page, published = _export("to_hf", config, family)
     tree: Any = unstack_layers(dict(params)) if is_stacked(dict(params)) else params
     flat = {"/".join(path): leaf for path, leaf in flatten_dict(tree).items()}
     _expect(flat, parameter_shapes(config))
@@ -167,30 +179,51 @@ def _open(model: str | os.PathLike[str] | Source) -> Opened:
     path = source.fetch()
     if source.kind == "hf":
         folder = HFFolder(path)
-        page = _family("model_type", folder.config.get("model_type"), folder.where)
-        return Opened(source, _spec(folder.where, lambda: page.from_hf(folder.config)), page.HF_NAMES, folder)
+        page, spec = _read("HF_TYPES", folder.config.get("model_type"), folder.where, folder.config)
+        return Opened(source, spec, page.HF_NAMES, folder)
     file = GGUF(path)
-    page = _family("GGUF_ARCHITECTURE", file.metadata.get("general.architecture"), file.where)
-    spec = _spec(file.where, lambda: page.from_gguf(file.metadata, file.shapes))
+    name = file.metadata.get("general.architecture")
+    page, spec = _read("GGUF_ARCHITECTURES", name, file.where, file.metadata, file.shapes)
     return Opened(source, spec, page.GGUF_NAMES, file)
 
 
-def _family(kind: str, name: Any, where: str) -> Family:
-    for page in families().values():
-        if name == (page.HF_TYPE if kind == "model_type" else page.GGUF_ARCHITECTURE):
-            return page
-    raise UnreadableModel(f"{where} is of the family {name!r}; known here: {', '.join(families())}")
+def _read(kind: str, name: Any, where: str, *told: Any) -> tuple[Family, Spec]:
+    """The page that understands a published config, and the spec it makes of it.
+
+    Several pages may answer to one name (a llama with and without experts): the first that does not refuse.
+    """
+    answering = [page for page in families().values() if name in getattr(page, kind, ())]
+    if not answering:
+        known = sorted({known for page in families().values() for known in getattr(page, kind, ())})
+        raise UnreadableModel(f"{where} is of the family {name!r}; known here: {', '.join(known)}")
+    refusals: list[ConfigRefused] = []
+    for page in answering:
+        try:
+            return page, (page.from_hf if kind == "HF_TYPES" else page.from_gguf)(*told)
+        except ConfigRefused as error:
+            refusals.append(error)
+        except Invalid as error:
+            raise UnreadableModel(f"{where} describes an impossible model: {error}") from error
+        except (TypeError, ZeroDivisionError) as error:
+            raise UnreadableModel(f"{where}: a value of its config has the wrong type: {error}") from error
+        except ValueError as error:
+            raise UnreadableModel(f"{where}: {error}") from error
+    raise UnreadableModel(f"{where}: {refusals[0]}") from refusals[0]
 
 
-def _spec(where: str, build: Any) -> DecoderConfig:
-    try:
-        return build()
-    except Invalid as error:
-        raise UnreadableModel(f"{where} describes an impossible model: {error}") from error
-    except (TypeError, ZeroDivisionError) as error:
-        raise UnreadableModel(f"{where}: a value of its config has the wrong type: {error}") from error
-    except ValueError as error:
-        raise UnreadableModel(f"{where}: {error}") from error
+def _export(way: str, config: Spec, family: str | None) -> tuple[Family, dict[str, Any]]:
+    """The page that can say a spec in its format (`to_hf` or `to_gguf`), and what it says."""
+    pages = families() if family is None else {family: families()[family]}
+    refusals: list[str] = []
+    for name, page in pages.items():
+        if not hasattr(page, way) or type(config) not in {type(spec) for spec in page.PRESETS.values()}:
+            continue
+        try:
+            return page, getattr(page, way)(config)
+        except ConfigRefused as error:
+            refusals.append(f"{name}: {error}")
+    said = "\n  ".join(refusals) or f"no family is a {config.architecture} there"
+    raise ConfigRefused(f"no format of {', '.join(pages)} can say this model:\n  {said}")
 
 
 def _tokenizer(opened: Opened) -> Tokenizer:

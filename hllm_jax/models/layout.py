@@ -3,27 +3,44 @@
 unrolled   layers_0/attention/query/kernel [D, H, h] … layers_11/…
 stacked    layers/attention/query/kernel [12, D, H, h]
 stacked, period of two   layers/block_0/… [6, …] (layers 0, 2, 4 …), layers/block_1/… (1, 3, 5 …)
+
+An encoder-decoder has such layers on both sides, `encoder/layers_0/…`. Layers that share one block's weights
+are `shared_layer/…` in either layout.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import re
+from typing import Any, TypeAlias
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 from flax.traverse_util import flatten_dict
 
-from hllm_jax.models.config import DecoderConfig, Execution
+from hllm_jax.models.config import Execution
+from hllm_jax.models.decoder import Decoder
+from hllm_jax.models.encoder import Encoder
+from hllm_jax.models.encoder_decoder import EncoderDecoder
+from hllm_jax.models.spec import Spec
 
 Tree = dict[str, Any]
 
+#: Parts of an encoder-decoder that have layers of their own.
+SIDES = ("encoder", "decoder")
+
+_LAYER = re.compile(r"((?:encoder|decoder)/)?layers_(\d+)/(.+)")
+
+
+Model: TypeAlias = Decoder | Encoder | EncoderDecoder
+
 
 def is_stacked(params: Tree) -> bool:
-    """Whether the layers of this parameter tree are stacked."""
-    return "layers" in params
+    """Whether the layers of this parameter tree are stacked; true where there are none to stack."""
+    return "layers" in params or (not _numbered(params) and all(is_stacked(side) for side in _sides(params)))
 
 
 def stack_layers(params: Tree, period: int = 1) -> Tree:
@@ -36,9 +53,10 @@ def stack_layers(params: Tree, period: int = 1) -> Tree:
     Raises:
         ValueError: layers are missing, differ in shape, or are not a multiple of the period.
     """
-    names = sorted(
-        (k for k in params if k.startswith("layers_")), key=lambda k: int(k.removeprefix("layers_"))
-    )
+    params = {name: stack_layers(sub, period) if name in SIDES else sub for name, sub in params.items()}
+    names = _numbered(params)
+    if not names and ("shared_layer" in params or _sides(params)):
+        return params
     if not names or names != [f"layers_{i}" for i in range(len(names))]:
         raise ValueError(f"expected layers_0, layers_1, … without a gap, found {names or sorted(params)}")
     if len(names) % period:
@@ -53,7 +71,10 @@ def stack_layers(params: Tree, period: int = 1) -> Tree:
 
 def unstack_layers(params: Tree) -> Tree:
     """Stacked parameters to unrolled ones; the inverse of `stack_layers`."""
-    if not is_stacked(params):
+    params = {name: unstack_layers(sub) if name in SIDES else sub for name, sub in params.items()}
+    if "layers" not in params:
+        if "shared_layer" in params or _sides(params):
+            return params
         raise ValueError(f"expected stacked layers under 'layers', found {sorted(params)}")
     stacked = params["layers"]
     period = sum(name.startswith("block_") for name in stacked)
@@ -67,22 +88,44 @@ def unstack_layers(params: Tree) -> Tree:
     return {**{k: v for k, v in params.items() if k != "layers"}, **layers}
 
 
-def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+def stacked_path(path: str, period: int = 1) -> tuple[str, int | None]:
+    """Where a parameter of the unrolled model lies in the stacked one: its path there, and its index.
+
+    `encoder/layers_3/mlp/up/kernel` -> `("encoder/layers/mlp/up/kernel", 3)`; index None: it is not stacked.
+    """
+    found = _LAYER.fullmatch(path)
+    if found is None:
+        return path, None
+    side, number, rest = found[1] or "", int(found[2]), found[3]
+    block = "" if period == 1 else f"block_{number % period}/"
+    return f"{side}layers/{block}{rest}", number // period
+
+
+def parameter_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of the unrolled model by path (`layers_0/attention/query/kernel`).
 
     Nothing is computed and no backend is started.
     """
-    from hllm_jax.models.decoder import Decoder
-
     # Scanned, because then one block is traced whatever the depth.
-    model = Decoder(config, Execution(dtype="float32", scan_layers=True, attention="plain"))
-
-    def init() -> Any:
-        return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-
-    params = unstack_layers(meta.unbox(jax.eval_shape(init))["params"])
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(params)
+    model = spec.build(Execution(dtype="float32", scan_layers=True, attention="plain"))
+    params = meta.unbox(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))["params"]
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(unstack_layers(params))
     return {"/".join(path): tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def init_variables(model: nn.Module, key: jax.Array) -> Any:
+    """Fresh variables of a model, boxed with the names of their axes."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return model.init(key, *([tokens, tokens] if isinstance(model, EncoderDecoder) else [tokens]))
+
+
+def _numbered(params: Tree) -> list[str]:
+    names = (name for name in params if name.startswith("layers_"))
+    return sorted(names, key=lambda name: int(name.removeprefix("layers_")))
+
+
+def _sides(params: Tree) -> list[Tree]:
+    return [params[name] for name in SIDES if name in params]
 
 
 def _stack(*leaves: Any) -> Any:

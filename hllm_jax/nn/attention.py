@@ -11,12 +11,11 @@ import dataclasses
 import functools
 import logging
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-Kernel = Literal["auto", "plain", "blocked", "cudnn"]
+from hllm_jax.nn.config import Kernel
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +25,35 @@ class Case:
     """What a kernel is asked to do, known while tracing.
 
     Attributes:
-        batch, length, heads, kv_heads, head_dim: B, L, H, K, h.
+        batch, length, keys, heads, kv_heads, head_dim: B, L, S, H, K, h.
         dtype: name of the dtype of the queries.
         segmented: rows hold several documents or padding.
-        window, softcap: as in `attention`.
+        causal, window, softcap: as in `attention`.
+        prefixed, biased, dropout: whether `prefix`, `bias`, and a `dropout` above 0 were given.
     """
 
     batch: int
     length: int
+    keys: int
     heads: int
     kv_heads: int
     head_dim: int
     dtype: str
     segmented: bool
+    causal: bool
     window: int | None
     softcap: float | None
+    prefixed: bool
+    biased: bool
+    dropout: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Probabilities of attention that are zeroed at random: their share, and the key that draws them."""
+
+    rate: float
+    key: jax.Array
 
 
 def attention(
@@ -48,22 +61,36 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
+    causal: bool = True,
     segment_ids: jax.Array | None = None,
+    key_segment_ids: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+    bias: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    scale: float | None = None,
+    dropout: Dropout | None = None,
     kernel: Kernel = "auto",
 ) -> jax.Array:
-    """Causal grouped-query self attention, `softmax(q kᵀ / √h) v` (Vaswani et al. 2017, eq. 1).
+    """Grouped-query attention, `softmax(q kᵀ · scale + bias) v` (Vaswani et al. 2017, eq. 1).
 
-    Query t sees key s where s <= t, t - s < `window`, and both lie in one document. Scores and softmax are
-    float32. A query that is padding sees no document; what it gives is finite and means nothing.
+    Query t sees key s where both lie in one document, and, if `causal`, s <= t or `prefix[s]`, and
+    t - s < `window`. Scores and softmax are float32. A query that is padding sees no document; what it gives
+    is finite and means nothing.
 
     Args:
         q: `[B, L, H, h]`.
-        k, v: `[B, L, K, h]`; head `i` reads kv head `i // G`.
+        k, v: `[B, S, K, h]`; head `i` reads kv head `i // G`. S = L unless not causal.
+        causal: keys after the query are hidden.
         segment_ids: int `[B, L]`, documents of a packed row, 0 = padding. None: one document per row.
-        window: how many tokens back a query sees, itself included; None: all.
+        key_segment_ids: int `[B, S]`, the same of the keys where they are not those of the queries (cross
+            attention: segment i of the decoder sees segment i of the encoder); give both or neither.
+        prefix: bool or int `[B, S]`, keys that every query of their document sees (prefix LM); causal only.
+        bias: float32 `[B or 1, H, L, S]`, added to the scaled scores (T5's relative positions).
+        window: how many tokens back a query sees, itself included; None: all. Causal only.
         softcap: scores become `softcap · tanh(scores / softcap)` (Gemma 2).
+        scale: of the scores; None: `1 / √h`.
+        dropout: of the probabilities, while training.
         kernel: `"auto"`, or one by name.
 
     Returns:
@@ -72,18 +99,27 @@ def attention(
     Raises:
         ValueError: shapes do not fit, or the named kernel cannot do this case.
     """
-    chosen = _choose(kernel, _case(q, k, v, segment_ids, window, softcap))
+    case = _case(q, k, v, segment_ids, key_segment_ids, causal, window, softcap, prefix, bias, dropout)
+    chosen = _choose(kernel, case)
+    scale = 1.0 / math.sqrt(case.head_dim) if scale is None else scale
     if chosen == "blocked":
         from hllm_jax.nn.attention_blocked import blocked_attention
 
-        return blocked_attention(q, k, v, segment_ids=segment_ids, window=window, softcap=softcap)
+        return blocked_attention(
+            q, k, v, causal=causal, segment_ids=segment_ids, window=window, softcap=softcap, scale=scale
+        )
     if chosen == "cudnn":
-        return _cudnn(q, k, v, segment_ids, window)
-    places = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
-    mask = _sees(places, q.shape[1], window)
+        return _cudnn(q, k, v, causal, segment_ids, window, scale)
+    mask = jnp.ones((1, case.length, case.keys), bool)
+    if causal:
+        places = jnp.arange(case.length, dtype=jnp.int32)[None]
+        mask = _sees(places, case.keys, window)
+    if prefix is not None:
+        mask |= (prefix != 0)[:, None, :]
     if segment_ids is not None:
-        mask &= (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, :, None]
-    return _plain(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), mask, softcap)
+        of_keys = segment_ids if key_segment_ids is None else key_segment_ids
+        mask &= (segment_ids[:, :, None] == of_keys[:, None, :]) & (segment_ids != 0)[:, :, None]
+    return _plain(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), mask, softcap, scale, bias, dropout)
 
 
 def cached_attention(
@@ -92,8 +128,11 @@ def cached_attention(
     values: jax.Array,
     slots: jax.Array,
     *,
+    prefix: jax.Array | None = None,
+    bias: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    scale: float | None = None,
 ) -> jax.Array:
     """Attention of new tokens to a cache that already holds them; scores and softmax as in `attention`.
 
@@ -103,13 +142,22 @@ def cached_attention(
         values: `[B, K, S, h]`.
         slots: int `[B, L]`, where each query stands in the cache: it sees the slots up to its own. -1 is
             padding, whose result is finite and means nothing.
-        window, softcap: see `attention`.
+        prefix: bool or int `[B, L]`, new tokens that all new tokens see.
+        bias: float32 `[B or 1, H, L, S]`.
+        window, softcap, scale: see `attention`.
 
     Returns:
         `[B, L, H, h]` in the dtype of `q`.
     """
     keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-    return _plain(q, keys, values, _sees(slots, keys.shape[-1], window), softcap)
+    mask = _sees(slots, keys.shape[-1], window)
+    if prefix is not None:
+        rows = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
+        seen = jnp.zeros((slots.shape[0], keys.shape[-1]), bool)
+        seen = seen.at[rows, jnp.where(slots < 0, keys.shape[-1], slots)].set(prefix != 0, mode="drop")
+        mask |= seen[:, None, :]
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return _plain(q, keys, values, mask, softcap, scale, bias)
 
 
 def _sees(queries: jax.Array, keys: int, window: int | None) -> jax.Array:
@@ -119,7 +167,14 @@ def _sees(queries: jax.Array, keys: int, window: int | None) -> jax.Array:
 
 
 def _plain(
-    q: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, softcap: float | None
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    softcap: float | None,
+    scale: float,
+    bias: jax.Array | None = None,
+    dropout: Dropout | None = None,
 ) -> jax.Array:
     """All scores in memory. The `G` heads of a kv head are rows of one matrix: keys are not repeated.
 
@@ -130,29 +185,44 @@ def _plain(
     G = H // K
     rows = q.reshape(B, L, K, G, h).transpose(0, 2, 3, 1, 4).reshape(B, K, G * L, h)
     scores = jnp.matmul(rows, keys, preferred_element_type=jnp.float32).reshape(B, K, G, L, S)
-    scores = scores / math.sqrt(h)
+    scores = scores * scale
+    if bias is not None:
+        scores = scores + bias.reshape(bias.shape[0], K, G, L, S)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(mask[:, None, None, :, :], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    out = jnp.matmul(weights.reshape(B, K, G * L, S), values)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if dropout is not None:
+        kept = jax.random.bernoulli(dropout.key, 1.0 - dropout.rate, weights.shape)
+        weights = jnp.where(kept, weights / (1.0 - dropout.rate), 0.0)
+    out = jnp.matmul(weights.astype(values.dtype).reshape(B, K, G * L, S), values)
     return out.reshape(B, K, G, L, h).transpose(0, 3, 1, 2, 4).reshape(B, L, H, h).astype(q.dtype)
 
 
 def _cudnn(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, window: int | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    causal: bool,
+    segment_ids: jax.Array | None,
+    window: int | None,
+    scale: float,
 ) -> jax.Array:
-    """NVIDIA's fused kernel through `jax.nn.dot_product_attention`."""
-    # The left window counts tokens before the query, without the query itself.
+    """NVIDIA's fused kernel, through `jax.nn.dot_product_attention`."""
     local = None if window is None else (window - 1, 0)
-    if segment_ids is None:
-        return jax.nn.dot_product_attention(
-            q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
-        )
-    # Padding sees padding: a row that sees nothing is NaN in the backward pass of some cuDNN versions.
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    mask = None
+    if segment_ids is not None:
+        # Padding sees padding: a row that sees nothing is NaN in the backward pass of some cuDNN versions.
+        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
-        q, k, v, mask=same[:, None], is_causal=True, local_window_size=local, implementation="cudnn"
+        q,
+        k,
+        v,
+        mask=mask,
+        is_causal=causal,
+        scale=scale,
+        local_window_size=local,
+        implementation="cudnn",
     )
 
 
@@ -161,31 +231,58 @@ def _case(
     k: jax.Array,
     v: jax.Array,
     segment_ids: jax.Array | None,
+    key_segment_ids: jax.Array | None,
+    causal: bool,
     window: int | None,
     softcap: float | None,
+    prefix: jax.Array | None,
+    bias: jax.Array | None,
+    dropout: Dropout | None,
 ) -> Case:
     B, L, H, h = q.shape
-    K = k.shape[2]
-    if k.shape != v.shape or k.shape != (B, L, K, h) or H % K:
+    S, K = k.shape[1:3]
+    if k.shape != v.shape or k.shape != (B, S, K, h) or H % K:
         raise ValueError(
             f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit: expected [B, L, H, h] and twice "
-            "[B, L, K, h] with H a multiple of K"
+            "[B, S, K, h] with H a multiple of K"
         )
+    if causal and S != L:
+        raise ValueError(f"attention: {L} queries and {S} keys: causal attention is within one row")
+    if not causal and (window is not None or prefix is not None):
+        raise ValueError("attention: window and prefix say what a causal query sees, and causal is False")
+    if key_segment_ids is not None and segment_ids is None:
+        raise ValueError("attention: key_segment_ids need segment_ids of the queries")
     return Case(
         batch=B,
         length=L,
+        keys=S,
         heads=H,
         kv_heads=K,
         head_dim=h,
         dtype=q.dtype.name,
         segmented=segment_ids is not None,
+        causal=causal,
         window=window,
         softcap=softcap,
+        prefixed=prefix is not None,
+        biased=bias is not None,
+        dropout=dropout is not None,
     )
 
 
 def unsupported(kernel: Kernel, case: Case) -> str | None:
     """Why this kernel cannot do this case here; None if it can."""
+    if kernel not in ("blocked", "cudnn"):
+        return None
+    given = {
+        "keys of another row than the queries": case.keys != case.length,
+        "a prefix": case.prefixed,
+        "a bias": case.biased,
+        "dropout of probabilities": case.dropout,
+    }
+    for what, asked in given.items():
+        if asked:
+            return f"the {kernel} kernel has no {what}"
     return _cudnn_unsupported(case) if kernel == "cudnn" else None
 
 

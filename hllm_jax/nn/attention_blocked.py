@@ -1,4 +1,4 @@
-"""Blocked causal attention in plain XLA: the kernel for CPUs.
+"""Blocked attention in plain XLA: the kernel for CPUs.
 
 On a CPU, XLA multiplies batches of matrices well and does everything around that slowly: scores of pairs that
 the mask then hides, `[B, H, L, S]` probabilities kept for the backward pass, keys repeated for their group of
@@ -37,12 +37,14 @@ class Plan:
     """What is static about one call.
 
     Attributes:
-        blocks: (first query, end of queries, first key) of each block; its keys end where its queries end.
+        blocks: (first query, end of queries, first key, end of keys) of each block.
+        causal: as in `attention`.
         scale: factor of the scores.
         window, softcap: as in `attention`.
     """
 
-    blocks: tuple[tuple[int, int, int], ...]
+    blocks: tuple[tuple[int, int, int, int], ...]
+    causal: bool
     scale: float
     window: int | None
     softcap: float | None
@@ -53,19 +55,23 @@ def blocked_attention(
     k: jax.Array,
     v: jax.Array,
     *,
+    causal: bool = True,
     segment_ids: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    scale: float | None = None,
     rows: int | None = None,
 ) -> jax.Array:
-    """Causal grouped-query self attention, as `hllm_jax.nn.attention.attention` defines it.
+    """Grouped-query self attention, as `hllm_jax.nn.attention.attention` defines it.
 
     Args:
         q: `[B, L, H, h]`.
         k, v: `[B, L, K, h]`.
+        causal: keys after the query are hidden.
         segment_ids: int `[B, L]`, 0 = padding, or None.
         window: how many tokens back a query sees, itself included; None: all.
         softcap: scores become `softcap · tanh(scores / softcap)`.
+        scale: of the scores; None: `1 / √h`.
         rows: queries of a block; None: at least `ROWS`, at most `BLOCKS` blocks.
 
     Returns:
@@ -73,10 +79,12 @@ def blocked_attention(
     """
     B, L, H, h = q.shape
     rows = rows or max(ROWS, -(-L // BLOCKS))
-    blocks: list[tuple[int, int, int]] = []
+    blocks: list[tuple[int, int, int, int]] = []
     for start in range(0, L, rows):
-        blocks.append((start, min(start + rows, L), 0 if window is None else max(0, start - window + 1)))
-    plan = Plan(tuple(blocks), 1.0 / math.sqrt(h), window, softcap)
+        end = min(start + rows, L)
+        first = 0 if window is None else max(0, start - window + 1)
+        blocks.append((start, end, first, end if causal else L))
+    plan = Plan(tuple(blocks), causal, 1.0 / math.sqrt(h) if scale is None else scale, window, softcap)
     if segment_ids is None:
         segment_ids = jnp.ones((B, L), jnp.int32)
     if B == 1 or B * H * rows * L <= SCORES:
@@ -103,16 +111,16 @@ def _forward(
     keys, values = _by_head(k), _by_head(v)
     outs: list[jax.Array] = []
     sums: list[jax.Array] = []
-    for start, end, first in plan.blocks:
+    for start, end, first, last in plan.blocks:
         queries = _by_group(q[:, start:end], k.shape[2])
-        scores, _ = _scores(plan, queries, keys[:, :, first:end], segment_ids, start, first)
+        scores, _ = _scores(plan, queries, keys[:, :, first:last], segment_ids, start, first)
         top = jnp.max(scores, axis=-1)
         weights = jnp.exp(scores - top[..., None])
         total = jnp.sum(weights, axis=-1)
         out = jnp.einsum(
             "BKGLS,BKSh->BKGLh",
             weights.astype(v.dtype),
-            values[:, :, first:end],
+            values[:, :, first:last],
             preferred_element_type=jnp.float32,
         )
         outs.append(_by_row((out / total[..., None]).astype(q.dtype)))
@@ -134,22 +142,22 @@ def _backward(
     to_q: list[jax.Array] = []
     to_k: list[tuple[int, jax.Array]] = []
     to_v: list[tuple[int, jax.Array]] = []
-    for start, end, first in plan.blocks:
+    for start, end, first, last in plan.blocks:
         queries, outward = _by_group(q[:, start:end], K), _by_group(cotangent[:, start:end], K)
         inner = jnp.sum(
             outward.astype(jnp.float32) * _by_group(out[:, start:end], K).astype(jnp.float32), axis=-1
         )
-        scores, slope = _scores(plan, queries, keys[:, :, first:end], segment_ids, start, first)
+        scores, slope = _scores(plan, queries, keys[:, :, first:last], segment_ids, start, first)
         weights = jnp.exp(scores - log_sum[..., start:end, None])
         to_weights = jnp.einsum(
-            "BKGLh,BKSh->BKGLS", outward, values[:, :, first:end], preferred_element_type=jnp.float32
+            "BKGLh,BKSh->BKGLS", outward, values[:, :, first:last], preferred_element_type=jnp.float32
         )
         to_scores = weights * (to_weights - inner[..., None]) * plan.scale
         if slope is not None:
             to_scores = to_scores * slope
         to_scores, weights = to_scores.astype(q.dtype), weights.astype(q.dtype)
         block = jnp.einsum(
-            "BKGLS,BKSh->BKGLh", to_scores, keys[:, :, first:end], preferred_element_type=jnp.float32
+            "BKGLS,BKSh->BKGLh", to_scores, keys[:, :, first:last], preferred_element_type=jnp.float32
         )
         to_q.append(_by_row(block.astype(q.dtype)))
         to_k.append((first, _transposed_product(q[:, start:end], to_scores)))
@@ -181,7 +189,7 @@ def _scores(
     L, S = scores.shape[-2:]
     query = start + jnp.arange(L, dtype=jnp.int32)[None, :, None]
     key = first + jnp.arange(S, dtype=jnp.int32)[None, None, :]
-    mask = key <= query
+    mask = key <= query if plan.causal else jnp.ones((1, L, S), bool)
     if plan.window is not None:
         mask &= query - key < plan.window
     mask &= segment_ids[:, start : start + L, None] == segment_ids[:, None, first : first + S]

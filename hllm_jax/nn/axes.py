@@ -14,7 +14,18 @@ import jax
 from jax.typing import DTypeLike
 
 #: Axes of parameters: set where a parameter is created (`nn.with_logical_partitioning`).
-PARAMETER_AXES = ("layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp")
+PARAMETER_AXES = (
+    "layers",
+    "vocab",
+    "embed",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "mlp",
+    "positions",
+    "buckets",
+    "classes",
+)
 
 #: Axes of activations: set by `constrain`.
 ACTIVATION_AXES = ("batch", "length", "act_embed", "act_heads", "act_kv_heads", "act_mlp", "act_vocab")

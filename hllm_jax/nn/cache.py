@@ -9,6 +9,7 @@ by XLA on CPU: five times the time at 16 rows of 512 slots.)
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
     """Cache of all layers.
 
     Attributes:
@@ -25,11 +25,16 @@ class KVCache:
             `[layers, B, K, h, S]` array (scanned model).
         values: likewise `[B, K, S, h]`.
         lengths: int32 `[B]`, tokens held per row.
+        cross: keys and values of the row that a decoder looks at, which no new token changes: a tuple with
+            one pair of `[B, S, K, h]` per layer, or one pair of `[layers, B, S, K, h]`; None: there is none.
+        cross_segment_ids: int `[B, S]`, 0 where that row is padding.
     """
 
     keys: Any
     values: Any
     lengths: jax.Array
+    cross: Any = None
+    cross_segment_ids: jax.Array | None = None
 
     @property
     def stacked(self) -> bool:
@@ -51,7 +56,7 @@ class KVCache:
             return jnp.pad(held, widths)
 
         keys = jax.tree.map(functools.partial(longer, -1), self.keys)
-        return KVCache(keys, jax.tree.map(functools.partial(longer, -2), self.values), self.lengths)
+        return self.replace(keys=keys, values=jax.tree.map(functools.partial(longer, -2), self.values))
 
     def take(self, rows: jax.Array) -> KVCache:
         """The cache of these rows, in this order (beam search, or a prompt repeated for several samples).
@@ -64,7 +69,28 @@ class KVCache:
         def take(held: jax.Array) -> jax.Array:
             return jnp.take(held, rows, axis=axis)
 
-        return KVCache(jax.tree.map(take, self.keys), jax.tree.map(take, self.values), self.lengths[rows])
+        seen = self.cross_segment_ids
+        return self.replace(
+            keys=jax.tree.map(take, self.keys),
+            values=jax.tree.map(take, self.values),
+            lengths=self.lengths[rows],
+            cross=jax.tree.map(take, self.cross),
+            cross_segment_ids=None if seen is None else seen[rows],
+        )
+
+    def of_layer(self, layer: int, slots: jax.Array) -> LayerCache:
+        """What a layer sees of it; of a stacked cache, what the scan begins with (`layer` 0)."""
+        if self.stacked:
+            return LayerCache(self.keys, self.values, slots, jnp.full((), layer, jnp.int32), self.cross)
+        cross = None if self.cross is None else self.cross[layer]
+        return LayerCache(self.keys[layer], self.values[layer], slots, None, cross)
+
+    def with_layers(self, layers: Sequence[LayerCache]) -> KVCache:
+        """The cache with what the layers made of it: one each, or the one that a scan carried."""
+        if self.stacked:
+            return self.replace(keys=layers[-1].keys, values=layers[-1].values)
+        keys, values = tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
+        return self.replace(keys=keys, values=values)
 
     def slots(self, tokens: jax.Array, segment_ids: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Where new tokens go: after those that are there, padding nowhere.
@@ -84,14 +110,23 @@ class KVCache:
         return jnp.where(valid == 1, slots, -1), self.lengths + jnp.sum(valid, axis=1, dtype=jnp.int32)
 
 
-@struct.dataclass
-class LayerCache:
+class LayerCache(struct.PyTreeNode):
     """What one layer sees of the cache: its own arrays, or the stacked ones and its index in them."""
 
     keys: jax.Array
     values: jax.Array
     slots: jax.Array  # int32 [B, L], -1 for padding
     layer: jax.Array | None = None  # int32 []
+    cross: Any = None  # see `KVCache`
+
+    @property
+    def memory(self) -> tuple[jax.Array, jax.Array] | None:
+        """Keys and values `[B, S, K, h]` of the row that this layer looks at."""
+        if self.cross is None or self.layer is None:
+            return self.cross
+        index = functools.partial(jax.lax.dynamic_index_in_dim, index=self.layer, axis=0, keepdims=False)
+        keys, values = self.cross
+        return index(keys), index(values)
 
     def append(self, k: jax.Array, v: jax.Array) -> LayerCache:
         """Write new keys and values `[B, L, K, h]` to their slots; what is beyond the end is dropped."""
@@ -110,11 +145,9 @@ class LayerCache:
         else:
             keys = self.keys.at[self.layer, rows, :, :, slots]
             values = self.values.at[self.layer, rows, :, slots]
-        return LayerCache(
-            keys.set(k.astype(self.keys.dtype), mode="drop", unique_indices=True),
-            values.set(v.astype(self.values.dtype), mode="drop", unique_indices=True),
-            self.slots,
-            self.layer,
+        return self.replace(
+            keys=keys.set(k.astype(self.keys.dtype), mode="drop", unique_indices=True),
+            values=values.set(v.astype(self.values.dtype), mode="drop", unique_indices=True),
         )
 
     def read(self) -> tuple[jax.Array, jax.Array]:
@@ -128,4 +161,4 @@ class LayerCache:
         """The same stacked cache, seen by the following layer; a layer's own arrays stay as they are."""
         if self.layer is None:
             return self
-        return LayerCache(self.keys, self.values, self.slots, self.layer + 1)
+        return self.replace(layer=self.layer + 1)

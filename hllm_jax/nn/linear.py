@@ -19,13 +19,14 @@ STRETCH = 64
 
 
 class Linear(nn.Module):
-    """`y = x · kernel`, contracting the last axes of `x` with the first of the kernel; no bias.
+    """`y = x · kernel + bias`, contracting the last axes of `x` with the first of the kernel.
 
     Attributes:
         inputs: sizes of the contracted axes, e.g. `(D,)`, or `(H, h)` for the output of attention.
         outputs: sizes of the new axes, e.g. `(H, h)`.
         axes: one name per kernel axis, inputs then outputs (see `PARAMETER_AXES`).
         std: standard deviation of the normal initialisation.
+        use_bias: whether there is a bias `[*outputs]`, zero at initialisation.
         dtype: dtype of the multiplication and of the result.
         param_dtype: dtype the kernel is stored in.
         result_dtype: dtype of the result where it is not `dtype` (float32 logits of a bfloat16 model).
@@ -35,6 +36,7 @@ class Linear(nn.Module):
     outputs: tuple[int, ...]
     axes: tuple[str, ...]
     std: float = 0.02
+    use_bias: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     result_dtype: DTypeLike | None = None
@@ -51,6 +53,10 @@ class Linear(nn.Module):
         flat = x.astype(self.dtype).reshape(*_rows(lead), math.prod(self.inputs))
         matrix = kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
         y = product(flat, matrix, self.result_dtype)
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            bias = parameter(self, "bias", zeros, self.outputs, self.axes[n:], self.param_dtype)
+            y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         return y.reshape(*lead, *self.outputs)
 
 

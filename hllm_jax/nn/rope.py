@@ -6,28 +6,43 @@ last row without an error, because JAX clamps indices.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Pairing = Literal["half", "interleaved"]
+from hllm_jax.nn.config import Pairing, RopeScaling
 
 
-def rope_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of `positions · theta^(-2i / head_dim)`.
+def rope_frequencies(dims: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """`theta^(-2i / dims)` for each pair, stretched as `scaling` says: float64 `[dims / 2]`."""
+    frequencies = theta ** -(np.arange(0, dims, 2) / dims)
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rope_angles(
+    positions: jax.Array, dims: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of `positions · frequencies`.
 
     Args:
         positions: int `[B, L]`.
-        head_dim: even.
+        dims: coordinates of a head that turn; even.
         theta: base of the frequencies.
+        scaling: see `RopeScaling`.
 
     Returns:
-        Two float32 arrays `[B, L, h/2]`.
+        Two float32 arrays `[B, L, dims/2]`.
     """
     # Known while tracing, so they are computed in float64: an error here grows with the position.
-    frequencies = (theta ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    frequencies = rope_frequencies(dims, theta, scaling).astype(np.float32)
     angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -37,15 +52,16 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array, pairing: Pairing) -
 
     Args:
         x: `[B, L, H, h]`.
-        cos, sin: `[B, L, h/2]` from `rope_angles`.
-        pairing: `"half"` pairs i with i + h/2 (Hugging Face), `"interleaved"` pairs 2i with 2i + 1
+        cos, sin: `[B, L, r/2]` from `rope_angles`; the first r coordinates turn, the others stay.
+        pairing: `"half"` pairs i with i + r/2 (Hugging Face), `"interleaved"` pairs 2i with 2i + 1
             (Meta, llama2.c, GGUF). Which one a checkpoint uses is data of its family.
 
     Returns:
         `[B, L, H, h]` in the dtype of `x`; the rotation is done in float32.
     """
+    turning = 2 * cos.shape[-1]
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    y = x.astype(jnp.float32)
+    y = x[..., :turning].astype(jnp.float32)
     if pairing == "half":
         a, b = jnp.split(y, 2, axis=-1)
         y = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
@@ -53,4 +69,5 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array, pairing: Pairing) -
         pairs = y.reshape(*y.shape[:-1], -1, 2)
         a, b = pairs[..., 0], pairs[..., 1]
         y = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(y.shape)
-    return y.astype(x.dtype)
+    y = y.astype(x.dtype)
+    return y if turning == x.shape[-1] else jnp.concatenate([y, x[..., turning:]], axis=-1)

@@ -14,6 +14,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 
+from hllm_jax.models.layout import init_variables
 from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
 from hllm_jax.parallel.state import Predicate, TrainState, Tree, everything, flatten, split, unflatten
 
@@ -187,7 +188,7 @@ class Layout:
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _variables(self, key: jax.Array) -> Any:
-        return self.model.init(key, jnp.zeros((1, 1), jnp.int32))
+        return init_variables(self.model, key)
 
     def _state(self, variables: Tree, rng: jax.Array) -> TrainState:
         trainable, frozen = split(variables, self.trainable)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hllm_jax.data.config import DataConfig
     from hllm_jax.data.preparation import TokenizedData
     from hllm_jax.generation.language_model import LanguageModel
-    from hllm_jax.models.config import DecoderConfig
+    from hllm_jax.models.spec import Spec
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 CONTINUE = ("To be, or not to be", "画蛇添足（huà shé tiān zú）\n释义：")
@@ -224,9 +224,7 @@ def untrained(model: LanguageModel) -> LanguageModel:
     from hllm_jax.generation.language_model import LanguageModel
 
     variables = jax.jit(model.model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    return LanguageModel(
-        model.config, model.model, {"params": nn.unbox(variables["params"])}, model.tokenizer
-    )
+    return LanguageModel(model.model, {"params": nn.unbox(variables["params"])}, model.tokenizer)
 
 
 def row_tokens(batch: Mapping[str, Any], row: int, tokenizer: Tokenizer) -> tuple[RowToken, ...]:
@@ -271,7 +269,7 @@ def trained_tokens(chain: Chain, name: str) -> int:
     return int(manifest["facts"].get("tokens", 0))
 
 
-def summary(chain: Chain, spec: DecoderConfig) -> str:
+def summary(chain: Chain, spec: Spec) -> str:
     """One sentence on what was made, where, and in what time."""
     import jax
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from hllm_jax.config import ABSENT, diff, to_dict
 from hllm_jax.data.config import DataConfig, SourceConfig
-from hllm_jax.models.config import DecoderConfig, ModelConfig
+from hllm_jax.models.config import SPELLED, ModelConfig
+from hllm_jax.models.spec import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from hllm_jax.parallel.config import MeshConfig
 from hllm_jax.tokenizers.config import TokenizerConfig
 from hllm_jax.training.config import (
@@ -28,8 +29,10 @@ def changed_settings(config: dict[str, Any]) -> list[tuple[str, str, str]]:
             user's own recipe) are left out.
     """
     standard = {name: section for name, section in defaults().items() if name in config}
-    if isinstance(config.get("model"), dict) and config["model"].get("decoder") is None:
-        standard["model"]["decoder"] = None
+    if isinstance(config.get("model"), dict):
+        for kind in SPELLED:
+            if config["model"].get(kind) is None:
+                standard["model"][kind] = None
     known = {name: value for name, value in config.items() if name in standard}
     return [
         (key, shown(value), shown(default))
@@ -54,6 +57,8 @@ def defaults() -> dict[str, Any]:
         "mesh": MeshConfig(),
     }
     plain = {name: to_dict(section) for name, section in sections.items()}
+    for kind, spec in (("encoder", EncoderConfig()), ("encoder_decoder", EncoderDecoderConfig())):
+        plain["model"][kind] = to_dict(spec)
     plain["train"]["steps"] = None  # one of `steps` and `epochs` is always given
     return plain
 

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hllm_jax.models.config import DecoderConfig
+from hllm_jax.models.spec import Spec, spec_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Stage:
     samples: tuple[Line, ...]
     damaged: int
     checkpoint: int
-    model: DecoderConfig | None
+    model: Spec | None
     state: State
 
     @property
@@ -201,11 +201,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _read_model(fields: Any) -> DecoderConfig | None:
-    from pydantic import TypeAdapter
+def _read_model(fields: Any) -> Spec | None:
 
     try:
-        return TypeAdapter(DecoderConfig).validate_python(fields)
+        return spec_from_dict(fields)
     except ValueError:
         return None
 

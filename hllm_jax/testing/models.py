@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from hllm_jax.models.config import DecoderConfig, Execution
+from hllm_jax.models.config import Execution
 from hllm_jax.models.decoder import Decoder
 from hllm_jax.models.layout import parameter_shapes, stack_layers
+from hllm_jax.models.spec import DecoderConfig
 
 
 def tiny_config(**changes: Any) -> DecoderConfig:

@@ -32,3 +32,7 @@ def refuse(texts: Sequence[object]) -> None:
                     "which has no UTF-8 form; repair it with "
                     'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
                 )
+
+
+class NoTokenizer(TokenizerError):
+    """A folder that holds no tokenizer at all (a damaged one is a `TokenizerError`)."""

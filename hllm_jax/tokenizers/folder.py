@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from hllm_jax.tokenizers.errors import TokenizerError
+from hllm_jax.tokenizers.errors import NoTokenizer, TokenizerError
 from hllm_jax.tokenizers.huggingface import TokenizersCodec, from_tokenizer_json, known_ends
 from hllm_jax.tokenizers.sentencepiece import SentencePieceCodec
 from hllm_jax.tokenizers.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     files = {name: (path / name).read_bytes() for name in names if (path / name).exists()}
     if not any(name in files for name in MODEL_FILES):
         what = "does not exist" if not path.exists() else "holds no tokenizer.json and no tokenizer.model"
-        raise TokenizerError(f"no tokenizer in {path}: the folder {what}")
+        raise NoTokenizer(f"no tokenizer in {path}: the folder {what}")
     return tokenizer_of(files, str(path))
 
 

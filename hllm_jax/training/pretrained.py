@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
 from hllm_jax.interop.models import read_model
 from hllm_jax.interop.registry import Source, resolve
-from hllm_jax.models.config import DecoderConfig, ModelConfig
-from hllm_jax.models.decoder import Decoder
-from hllm_jax.models.layout import is_stacked, stack_layers, unstack_layers
+from hllm_jax.models.config import ModelConfig
+from hllm_jax.models.layout import Model, is_stacked, stack_layers, unstack_layers
+from hllm_jax.models.spec import Spec, spec_from_dict
 from hllm_jax.tokenizers import load_tokenizer
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 from hllm_jax.training.checkpoints import (
@@ -32,12 +30,12 @@ class Pretrained(NamedTuple):
     Attributes:
         config: the architecture.
         params: the tree of the collection `params`, NumPy arrays.
-        tokenizer: the one it was trained with.
+        tokenizer: the one it was trained with; None where a foreign folder holds none.
     """
 
-    config: DecoderConfig
+    config: Spec
     params: dict[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
 
 
 def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | None = None) -> Pretrained:
@@ -79,7 +77,7 @@ class Beginning(NamedTuple):
     """
 
     tokenizer: Tokenizer
-    model: Decoder
+    model: Model
     params: dict[str, Any] | None
 
 
@@ -108,7 +106,12 @@ def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] 
         tokenizer = run.tokenizer(make)
         return Beginning(tokenizer, model.build(tokenizer.vocab_size), None)
     loaded = load_pretrained(model.load, model.scan_layers)
-    tokenizer = run.tokenizer(lambda: loaded.tokenizer)
+    if loaded.tokenizer is None:
+        raise ValueError(
+            f"model.load={model.load} holds no tokenizer, and training needs the one it belongs to"
+        )
+    own = loaded.tokenizer
+    tokenizer = run.tokenizer(lambda: own)
     return Beginning(tokenizer, model.build(tokenizer.vocab_size, loaded=loaded.config), loaded.params)
 
 
@@ -153,15 +156,15 @@ def checkpoint_of(source: Source) -> Path:
     return checkpoints.path(step)
 
 
-def spec_of(folder: Path, manifest: Manifest) -> DecoderConfig:
+def spec_of(folder: Path, manifest: Manifest) -> Spec:
     """The architecture that a manifest describes."""
     try:
-        return TypeAdapter(DecoderConfig).validate_python(manifest.facts["model"])
-    except (KeyError, ValidationError) as error:
+        return spec_from_dict(manifest.facts["model"])
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} does not say what its model is: {error}") from None
 
 
-def with_layers(params: dict[str, Any], config: DecoderConfig, scan_layers: bool | None) -> dict[str, Any]:
+def with_layers(params: dict[str, Any], config: Spec, scan_layers: bool | None) -> dict[str, Any]:
     """The same parameters with the layers stacked or not."""
     if scan_layers is None or scan_layers == is_stacked(params):
         return params

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from hllm_jax.config import ABSENT, cache_dir, diff, to_dict, to_yaml
 from hllm_jax.data.batches import Batches
-from hllm_jax.models.config import DecoderConfig
+from hllm_jax.models.spec import Spec, spec_to_dict
 from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.tokenizers.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ class Run:
         tokenizer.save(folder)
         return tokenizer
 
-    def identify(self, *, tokenizer: Tokenizer, data: Batches, model: DecoderConfig, **more: Any) -> None:
+    def identify(self, *, tokenizer: Tokenizer, data: Batches, model: Spec, **more: Any) -> None:
         """Say what this run is: for people, for `run.json`, for checkpoints and for the check on resume.
 
         Args:
@@ -138,7 +138,7 @@ class Run:
         self.facts = {
             "tokenizer": tokenizer.fingerprint,
             "data": data.fingerprint,
-            "model": to_dict(model),
+            "model": spec_to_dict(model),
             **more,
         }
         self._known |= {"data": stats, "parameters": model.parameters()}

@@ -11,8 +11,9 @@ from flax import linen as nn
 
 from hllm_jax.generation.engine import Engine
 from hllm_jax.generation.language_model import LanguageModel
-from hllm_jax.models.config import DecoderConfig, Execution
+from hllm_jax.models.config import Execution
 from hllm_jax.models.decoder import Decoder
+from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.testing.tokenizer import ByteTokenizer
 
 TINY = DecoderConfig(
@@ -49,4 +50,4 @@ def engine(stop_ids: tuple[int, ...] = (), config: DecoderConfig = TINY, **setti
 
 def language_model(stop_ids: tuple[int, ...] = (), config: DecoderConfig = TINY) -> LanguageModel:
     """The tiny model as `hllm_jax.load` would give it."""
-    return LanguageModel(config, *decoder(config), tokenizer(stop_ids))
+    return LanguageModel(*decoder(config), tokenizer(stop_ids))

@@ -45,7 +45,7 @@ def test_tokens_equal_those_of_transformers(tmp_path):
     rng = np.random.default_rng(3)
     prompts = [[1, *rng.integers(5, 261, n).tolist()] for n in (1, 4, 9, 20)]
     # Ids that these weights like to say, so that beams of different lengths end and compete.
-    likely = LanguageModel(TINY, model, variables, tokenizer()).generate(
+    likely = LanguageModel(model, variables, tokenizer()).generate(
         prompts, temperature=1.0, max_tokens=8, n=4
     )
     counts = np.bincount(np.concatenate([completion.tokens for completion in likely]), minlength=261)
@@ -72,7 +72,7 @@ def test_tokens_equal_those_of_transformers(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    ours = LanguageModel(TINY, model, variables, tokenizer(tuple(stops)))
+    ours = LanguageModel(model, variables, tokenizer(tuple(stops)))
     ended = 0
     for (prompt, _, options), peer in zip(cases, json.loads(done.stdout), strict=True):
         options = dict(options, max_tokens=options["max_new_tokens"])

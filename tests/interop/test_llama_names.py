@@ -13,7 +13,9 @@ from hllm_jax.interop import HFFolder, save_hf, write_safetensors
 from hllm_jax.interop.models import UnreadableModel, read_params
 from hllm_jax.models import DecoderConfig
 from hllm_jax.models.families import llama, presets
+from hllm_jax.models.families.published import ConfigRefused
 from hllm_jax.models.families.table import Table, TensorsError
+from hllm_jax.nn import RopeScaling
 from hllm_jax.testing.models import tiny_config, tiny_model
 from tests.interop.doubles import read_cases
 
@@ -111,18 +113,19 @@ def test_every_preset_survives_config_json(name: str) -> None:
     assert again.parameters() == spec.parameters()
 
 
-def test_both_spellings_of_rope_are_read_and_scaling_is_refused() -> None:
+def test_both_spellings_of_rope_are_read_and_unknown_scaling_is_refused() -> None:
     published = read_cases()["grouped_tied"].config
     assert "rope_theta" not in published
     assert llama.from_hf(published).rope_theta == 50000.0
     old = {k: v for k, v in published.items() if k != "rope_parameters"} | {"rope_theta": 7.0}
     assert llama.from_hf(old).rope_theta == 7.0
-    scaled = old | {"rope_scaling": {"type": "linear", "factor": 2.0}}
-    with pytest.raises(llama.ConfigRefused, match="rope_type 'linear', only 'default'"):
-        llama.from_hf(scaled)
-    with pytest.raises(llama.ConfigRefused, match="attention_bias True"):
-        llama.from_hf(old | {"attention_bias": True})
-    with pytest.raises(llama.ConfigRefused, match="no 'hidden_size'"):
+    scaled = llama.from_hf(old | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert scaled.rope_scaling == RopeScaling(kind="linear", factor=2.0)
+    with pytest.raises(ConfigRefused, match="RoPE scaling 'wave', only 'default', 'linear' and 'llama3'"):
+        llama.from_hf(old | {"rope_scaling": {"type": "wave", "factor": 2.0}})
+    with pytest.raises(ConfigRefused, match="'llama3' lacks 'low_freq_factor'"):
+        llama.from_hf(old | {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}})
+    with pytest.raises(ConfigRefused, match="no 'hidden_size'"):
         llama.from_hf({k: v for k, v in old.items() if k != "hidden_size"})
 
 
@@ -135,9 +138,9 @@ def test_a_key_that_is_not_obeyed_is_said(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_export_refuses_what_the_format_cannot_say() -> None:
-    with pytest.raises(llama.ConfigRefused, match=r"logit_softcap is 30.0"):
+    with pytest.raises(ConfigRefused, match=r"logit_softcap is 30.0"):
         llama.to_hf(tiny_config(logit_softcap=30.0))
-    with pytest.raises(llama.ConfigRefused, match="interleaved"):
+    with pytest.raises(ConfigRefused, match="interleaved"):
         llama.to_hf(tiny_config(rope_pairing="interleaved"))
 
 
@@ -214,9 +217,9 @@ def test_gguf_metadata_to_spec() -> None:
     )
     assert spec.rope_pairing == "half"
     assert not llama.from_gguf(metadata, {"output.weight": (1, 1)}).tie_embeddings
-    with pytest.raises(llama.ConfigRefused, match=r"rope\.dimension_count is 32, only 64"):
+    with pytest.raises(ConfigRefused, match=r"rope\.dimension_count 32, only 64"):
         llama.from_gguf(metadata | {"llama.rope.dimension_count": 32}, {})
-    with pytest.raises(llama.ConfigRefused, match="scaling"):
+    with pytest.raises(ConfigRefused, match="scaling"):
         llama.from_gguf(metadata | {"llama.rope.scaling.type": "yarn"}, {})
-    with pytest.raises(llama.ConfigRefused, match=r"llama\.block_count"):
+    with pytest.raises(ConfigRefused, match=r"llama\.block_count"):
         llama.from_gguf({k: v for k, v in metadata.items() if k != "llama.block_count"}, {})

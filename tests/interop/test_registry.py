@@ -57,7 +57,7 @@ def test_unknown_families_and_impossible_configs_name_the_file(tmp_path: Path) -
         ({"model_type": "mamba"}, "family 'mamba'; known here: llama"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3 kv heads"),
         ({"hidden_size": "wide"}, "wrong type"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "maxout"}, "hidden_act 'maxout'"),
     ):
         (folder / "config.json").write_text(json.dumps(case.config | change))
         with pytest.raises(UnreadableModel, match=says) as caught:

@@ -110,4 +110,6 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="H a multiple of K"):
         attention(q[:, :, :3], k, v)
     with pytest.raises(ValueError, match="do not fit"):
+        attention(q, k[:, :7], v)
+    with pytest.raises(ValueError, match="9 queries and 7 keys: causal attention is within one row"):
         attention(q, k[:, :7], v[:, :7])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hllm_jax.nn import Embed, KVCache, LayerCache, Linear, RMSNorm, SwiGLU
+from hllm_jax.nn import MLP, Embed, KVCache, LayerCache, Linear, RMSNorm
 from hllm_jax.nn.linear import product
 
 
@@ -63,7 +63,7 @@ def test_linear_can_be_intercepted_without_the_model_knowing() -> None:
             return out * 2
         return out
 
-    layer = SwiGLU(4, 6)
+    layer = MLP(4, 6)
     x = jnp.ones((1, 2, 4))
     params = nn.unbox(layer.init(jax.random.key(0), x))
     plain = layer.apply(params, x)

@@ -55,7 +55,7 @@ def test_a_source_names_its_package_and_licence():
 def test_random_weights_have_the_shapes_of_the_trained():
     tokenizer = ByteTokenizer()
     decoder, params = tiny_model(tiny_config(vocab_size=tokenizer.vocab_size), seed=1)
-    trained = LanguageModel(decoder.config, decoder, {"params": params}, tokenizer)
+    trained = LanguageModel(decoder, {"params": params}, tokenizer)
     fresh = untrained(trained)
     assert jax.tree.map(np.shape, fresh.variables) == jax.tree.map(np.shape, trained.variables)
     different = jax.tree.map(lambda a, b: bool((a != b).any()), fresh.variables, trained.variables)

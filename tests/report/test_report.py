@@ -11,7 +11,8 @@ import pytest
 
 from hllm_jax.config import to_dict
 from hllm_jax.data.config import DataConfig, SourceConfig
-from hllm_jax.models.config import DecoderConfig, ModelConfig
+from hllm_jax.models.config import ModelConfig
+from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.report import (
     Comparison,
     Facts,

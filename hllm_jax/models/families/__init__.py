@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from hllm_jax.models.config import DecoderConfig
     from hllm_jax.models.families.table import Table
+    from hllm_jax.models.spec import Spec
+
+#: Pages in the order in which an export looks for one that can say a spec.
+PAGES = ("llama",)
 
 
 class Family(Protocol):
-    """What a page offers; see `families/llama.py`."""
+    """What a page offers; see `families/llama.py`. A page without GGUF names no GGUF architecture."""
 
     @property
-    def HF_TYPE(self) -> str: ...
-    @property
-    def GGUF_ARCHITECTURE(self) -> str: ...
+    def HF_TYPES(self) -> tuple[str, ...]: ...
     @property
     def HF_NAMES(self) -> Table: ...
     @property
-    def GGUF_NAMES(self) -> Table: ...
-    @property
-    def PRESETS(self) -> dict[str, DecoderConfig]: ...
+    def PRESETS(self) -> dict[str, Spec]: ...
 
-    def from_hf(self, published: Mapping[str, Any]) -> DecoderConfig:
+    def from_hf(self, published: Mapping[str, Any]) -> Spec:
         """config.json -> spec."""
         ...
 
-    def to_hf(self, spec: DecoderConfig) -> dict[str, Any]:
-        """Spec -> config.json."""
+    def to_hf(self, spec: Any) -> dict[str, Any]:
+        """Spec -> config.json; `ConfigRefused` where the format cannot say it."""
         ...
 
-    def from_gguf(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderConfig:
+    @property
+    def GGUF_ARCHITECTURES(self) -> tuple[str, ...]: ...
+    @property
+    def GGUF_NAMES(self) -> Table: ...
+
+    def from_gguf(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Spec:
         """GGUF metadata -> spec."""
+        ...
+
+    def to_gguf(self, spec: Any) -> dict[str, Any]:
+        """Spec -> GGUF metadata; `ConfigRefused` where the format cannot say it."""
         ...
 
 
 def families() -> dict[str, Family]:
     """Name of each family and its page."""
-    from hllm_jax.models.families import llama
-
-    return {"llama": llama}
+    return {name: cast("Family", importlib.import_module(f"{__name__}.{name}")) for name in PAGES}
 
 
-def presets() -> dict[str, DecoderConfig]:
+def presets() -> dict[str, Spec]:
     """All published sizes of all families by name."""
     return {name: spec for family in families().values() for name, spec in family.PRESETS.items()}

@@ -1,9 +1,11 @@
 """Two-way tables between the tensors of published checkpoints and our parameters.
 
-A family states each correspondence once, as a template and a way of laying out the numbers; both
-directions follow from it:
+A family states each correspondence once, as templates and a way of laying out the numbers; both directions
+follow from it:
 
-    table(("model.layers.{}.self_attn.q_proj.weight", "layers_{}/attention/query/kernel", Matrix()), …)
+    row("model.layers.{}.self_attn.q_proj.weight", "layers_{}/attention/query/kernel", Matrix())
+    row("model.layers.{}.mlp.gate_up_proj.weight", ("layers_{}/mlp/gate/kernel", "layers_{}/mlp/up/kernel"),
+        Joined(Matrix()))
 
 Shapes are those of our parameters, so that a tensor of the wrong size is found before it is read.
 """
@@ -13,74 +15,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-Shape = tuple[int, ...]
-
-
-class Form(Protocol):
-    """How a published tensor holds the numbers of one of our parameters."""
-
-    def shape(self, ours: Shape) -> Shape:
-        """Shape of the published tensor for a parameter of the shape `ours`."""
-        ...
-
-    def load(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
-        """Published tensor -> our parameter."""
-        ...
-
-    def save(self, ours: np.ndarray) -> np.ndarray:
-        """Our parameter -> published tensor; the inverse of `load`."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Same:
-    """The same array."""
-
-    def shape(self, ours: Shape) -> Shape:
-        return ours
-
-    def load(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
-        return theirs.reshape(ours)
-
-    def save(self, ours: np.ndarray) -> np.ndarray:
-        return ours
-
-
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-    """A matrix `[outputs, inputs]`, as PyTorch's `Linear` keeps it, of our kernel `[*inputs, *outputs]`.
-
-    Attributes:
-        inputs: how many axes of our kernel are inputs.
-        paired: the rows of each head stand as RoPE pairs (2i, 2i+1) there, where ours are (i, i + h/2).
-    """
-
-    inputs: int = 1
-    paired: bool = False
-
-    def shape(self, ours: Shape) -> Shape:
-        rows, columns = int(np.prod(ours[self.inputs :])), int(np.prod(ours[: self.inputs]))
-        return (rows, columns)
-
-    def load(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
-        kernel = theirs.T.reshape(ours)
-        if self.paired:
-            *lead, head_dim = ours
-            kernel = kernel.reshape(*lead, head_dim // 2, 2).swapaxes(-1, -2).reshape(ours)
-        return kernel
-
-    def save(self, ours: np.ndarray) -> np.ndarray:
-        shape = ours.shape
-        if self.paired:
-            *lead, head_dim = shape
-            ours = ours.reshape(*lead, 2, head_dim // 2).swapaxes(-1, -2).reshape(shape)
-        rows, columns = self.shape(shape)
-        return ours.reshape(columns, rows).T
+from hllm_jax.models.families.forms import Form, Shape
 
 
 class Tensors(Protocol):
@@ -106,42 +46,64 @@ class TensorsError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """One correspondence, with its layer filled in."""
+class Row:
+    """One correspondence; `{}` stands for the layer.
 
-    theirs: str
-    ours: str
+    Attributes:
+        theirs: published templates.
+        ours: templates of our paths in the unrolled model.
+        form: how the ones hold the numbers of the others.
+    """
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
     form: Form
+
+    def at(self, layer: str) -> Row:
+        """The row with its layer filled in."""
+        theirs, ours = (tuple(t.replace("{}", layer) for t in side) for side in (self.theirs, self.ours))
+        return Row(theirs, ours, self.form)
+
+
+def row(theirs: str | Sequence[str], ours: str | Sequence[str], form: Form) -> Row:
+    """A row; a single name may stand for a tuple of one."""
+
+    def names(given: str | Sequence[str]) -> tuple[str, ...]:
+        return (given,) if isinstance(given, str) else tuple(given)
+
+    return Row(names(theirs), names(ours), form)
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All correspondences between one format and our paths of an unrolled model.
+    """All correspondences between one format and our paths.
 
     Attributes:
-        rows: `(their template, our template, form)`; `{}` stands for the layer.
+        rows: see `Row`.
         ignored: their templates that carry nothing which is not known otherwise (precomputed tables).
-        tied: their name of an output head that repeats a tied embedding, if files hold one.
+        tied: their names that repeat the tied embedding, if files hold them.
+        prefix: of their names, which some files leave out (`"bert."` in a checkpoint without heads).
     """
 
-    rows: tuple[tuple[str, str, Form], ...]
+    rows: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
-    tied: str | None = None
+    tied: tuple[str, ...] = ()
+    prefix: str = ""
 
-    def entry(self, ours: str) -> Entry:
-        """The correspondence of one of our paths.
+    def entries(self, paths: Iterable[str]) -> list[Row]:
+        """The filled-in rows that together give our paths, each once, in the order of the paths.
 
         Raises:
-            TensorsError: the format has no name for it.
+            TensorsError: the format has no name for one of them.
         """
-        for theirs, template, form in self.rows:
-            layer = _match(template, ours)
-            if layer is not None:
-                return Entry(theirs.format(layer), ours, form)
-        raise TensorsError(f"the format has no name for the parameter {ours}")
+        found: dict[tuple[str, ...], Row] = {}
+        for path in paths:
+            entry = self._entry(path)
+            found.setdefault(entry.ours, entry)
+        return list(found.values())
 
     def load(self, tensors: Tensors, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, np.ndarray]]:
-        """Our parameters, one at a time, in the order of `shapes`.
+        """Our parameters, one at a time.
 
         Args:
             tensors: the open checkpoint.
@@ -150,27 +112,28 @@ class Table:
         Raises:
             TensorsError: before anything is read, with all names that are missing, unknown or misshapen.
         """
-        entries = [self.entry(path) for path in shapes]
+        tensors = self._named(tensors)
+        entries = self.entries(shapes)
         self.check(tensors, entries, shapes)
         for entry in entries:
-            yield entry.ours, entry.form.load(tensors.read(entry.theirs), shapes[entry.ours])
-        if self.tied is not None and self.tied in tensors.shapes and "head/kernel" not in shapes:
-            embedding = self.entry("embed/embedding").theirs
-            if not np.array_equal(tensors.read(self.tied), tensors.read(embedding)):
-                raise TensorsError(
-                    f"{tensors.where}: the config ties head and embedding, but {self.tied} differs from "
-                    f"{embedding}: set tie_word_embeddings to false"
-                )
+            theirs = [tensors.read(name) for name in entry.theirs]
+            yield from zip(
+                entry.ours, entry.form.load(theirs, [shapes[path] for path in entry.ours]), strict=True
+            )
+        self._check_tied(tensors, shapes)
 
-    def check(self, tensors: Tensors, entries: Iterable[Entry], shapes: Mapping[str, Shape]) -> None:
+    def check(self, tensors: Tensors, entries: Iterable[Row], shapes: Mapping[str, Shape]) -> None:
         """Compare what a checkpoint holds with what the architecture needs; see `load`."""
-        wanted = {entry.theirs: entry.form.shape(shapes[entry.ours]) for entry in entries}
+        wanted: dict[str, Shape] = {}
+        for entry in entries:
+            ours = [shapes[path] for path in entry.ours]
+            wanted |= zip(entry.theirs, entry.form.shapes(ours, len(entry.theirs)), strict=True)
         found = tensors.shapes
         unused = [
             name
             for name in found
             if name not in wanted
-            and not (name == self.tied and "head/kernel" not in shapes)
+            and not (name in self.tied and "head/kernel" not in shapes)
             and all(_match(template, name) is None for template in self.ignored)
         ]
         missing = [name for name in wanted if name not in found]
@@ -190,9 +153,53 @@ class Table:
         Raises:
             TensorsError: a parameter that the format has no name for.
         """
-        entries = [self.entry(path) for path in params]
-        for entry in entries:
-            yield entry.theirs, entry.form.save(np.asarray(params[entry.ours]))
+        for entry in self.entries(params):
+            absent = [path for path in entry.ours if path not in params]
+            if absent:
+                raise TensorsError(f"{entry.theirs[0]} needs the parameter {absent[0]}, which is not there")
+            arrays = [np.asarray(params[path]) for path in entry.ours]
+            yield from zip(entry.theirs, entry.form.save(arrays, len(entry.theirs)), strict=True)
+
+    def _entry(self, path: str) -> Row:
+        for candidate in self.rows:
+            for template in candidate.ours:
+                layer = _match(template, path)
+                if layer is not None:
+                    return candidate.at(layer)
+        raise TensorsError(f"the format has no name for the parameter {path}")
+
+    def _named(self, tensors: Tensors) -> Tensors:
+        """The checkpoint with `prefix` before the names of one that leaves it out."""
+        if not self.prefix or any(name.startswith(self.prefix) for name in tensors.shapes):
+            return tensors
+        heads = tuple(t for each in self.rows for t in each.theirs if not t.startswith(self.prefix))
+        return _Prefixed(tensors, self.prefix, heads)
+
+    def _check_tied(self, tensors: Tensors, shapes: Mapping[str, Shape]) -> None:
+        if "head/kernel" in shapes:
+            return
+        embedding = self._entry("embed/embedding").theirs[0]
+        for name in self.tied:
+            if name in tensors.shapes and not np.array_equal(tensors.read(name), tensors.read(embedding)):
+                raise TensorsError(
+                    f"{tensors.where}: the config ties head and embedding, but {name} differs from "
+                    f"{embedding}: set tie_word_embeddings to false"
+                )
+
+
+class _Prefixed:
+    """A checkpoint whose names, but for those of `apart`, are read as if they had a prefix."""
+
+    def __init__(self, tensors: Tensors, prefix: str, apart: tuple[str, ...]) -> None:
+        self._tensors, self.where = tensors, tensors.where
+        self._names = {name if name in apart else prefix + name: name for name in tensors.shapes}
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        return {ours: self._tensors.shapes[theirs] for ours, theirs in self._names.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors.read(self._names[name])
 
 
 def _match(template: str, name: str) -> str | None:

@@ -1,0 +1,166 @@
+"""How published tensors hold the numbers of our parameters: transposed, in another order, joined, shifted."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Form(Protocol):
+    """A two-way layout between the tensors of one row of a table."""
+
+    def shapes(self, ours: Sequence[Shape], count: int) -> list[Shape]:
+        """Shapes of the `count` published tensors for parameters of the shapes `ours`."""
+        ...
+
+    def load(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
+        """Published tensors -> our parameters."""
+        ...
+
+    def save(self, ours: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+        """Our parameters -> the `count` published tensors; the inverse of `load`."""
+        ...
+
+
+class OneToOne(abc.ABC):
+    """A form between one tensor and one parameter: its subclasses say the three parts for one array."""
+
+    @abc.abstractmethod
+    def shape(self, ours: Shape) -> Shape:
+        """Shape of the published tensor for a parameter of the shape `ours`."""
+
+    @abc.abstractmethod
+    def read(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
+        """Published tensor -> our parameter."""
+
+    @abc.abstractmethod
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        """Our parameter -> published tensor."""
+
+    def shapes(self, ours: Sequence[Shape], count: int) -> list[Shape]:
+        """See `Form`."""
+        assert len(ours) == count == 1
+        return [self.shape(ours[0])]
+
+    def load(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Form`."""
+        return [self.read(theirs[0], ours[0])]
+
+    def save(self, ours: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+        """See `Form`."""
+        assert len(ours) == count == 1
+        return [self.write(ours[0])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Same(OneToOne):
+    """The same array.
+
+    Attributes:
+        offset: what is added to theirs (Gemma keeps the scale of a norm minus one).
+    """
+
+    offset: float = 0.0
+
+    def shape(self, ours: Shape) -> Shape:
+        return ours
+
+    def read(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
+        theirs = theirs.reshape(ours)
+        return theirs + theirs.dtype.type(self.offset) if self.offset else theirs
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        return ours - ours.dtype.type(self.offset) if self.offset else ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix(OneToOne):
+    """A matrix of our kernel `[*inputs, *outputs]`: `[outputs, inputs]`, as PyTorch's `Linear` keeps it.
+
+    Attributes:
+        inputs: how many axes of our kernel are inputs.
+        transposed: false: the matrix is `[inputs, outputs]` (the `Conv1D` of GPT-2).
+        paired: coordinates of each head stand as RoPE pairs (2i, 2i+1) there, where ours are (i, i + h/2).
+    """
+
+    inputs: int = 1
+    transposed: bool = True
+    paired: bool = False
+
+    def shape(self, ours: Shape) -> Shape:
+        rows, columns = int(np.prod(ours[: self.inputs])), int(np.prod(ours[self.inputs :]))
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def read(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
+        kernel = (theirs.T if self.transposed else theirs).reshape(ours)
+        return _unpaired(kernel) if self.paired else kernel
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        kernel = _paired(ours) if self.paired else ours
+        matrix = kernel.reshape(int(np.prod(ours.shape[: self.inputs])), -1)
+        return matrix.T if self.transposed else matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Vector(OneToOne):
+    """A flat vector of our bias `[*outputs]`; `paired` as for `Matrix`."""
+
+    paired: bool = False
+
+    def shape(self, ours: Shape) -> Shape:
+        return (int(np.prod(ours)),)
+
+    def read(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
+        bias = theirs.reshape(ours)
+        return _unpaired(bias) if self.paired else bias
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        return (_paired(ours) if self.paired else ours).reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """One tensor that holds several parameters one after another (query, key and value; gate and up).
+
+    Attributes:
+        part: the form of each of them.
+        axis: along which they are joined: 0 for matrices `[outputs, inputs]` and vectors, 1 for `Conv1D`.
+    """
+
+    part: OneToOne
+    axis: int = 0
+
+    def shapes(self, ours: Sequence[Shape], count: int) -> list[Shape]:
+        """See `Form`."""
+        assert count == 1
+        parts = [self.part.shape(shape) for shape in ours]
+        whole = list(parts[0])
+        whole[self.axis] = sum(part[self.axis] for part in parts)
+        return [tuple(whole)]
+
+    def load(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Form`."""
+        sizes = [self.part.shape(shape)[self.axis] for shape in ours]
+        parts = np.split(theirs[0], np.cumsum(sizes)[:-1], axis=self.axis)
+        return [self.part.read(part, shape) for part, shape in zip(parts, ours, strict=True)]
+
+    def save(self, ours: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+        """See `Form`."""
+        assert count == 1
+        return [np.concatenate([self.part.write(array) for array in ours], axis=self.axis)]
+
+
+def _unpaired(x: np.ndarray) -> np.ndarray:
+    """Last axis from (2i, 2i+1) to (i, i + h/2)."""
+    return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)
+
+
+def _paired(x: np.ndarray) -> np.ndarray:
+    """The inverse of `_unpaired`."""
+    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
