@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
+#: What a model of each architecture can be asked for.
+CAN = {
+    "decoder": ["pretrain", "fine-tune", "generate", "chat", "score"],
+    "encoder": ["pretrain", "fine-tune", "embed"],
+    "encoder_decoder": ["pretrain", "fine-tune", "generate"],
+}
+
 
 def inspect(target: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Describe a MODEL, or a configuration (`.yaml`) with overrides.
 
     Returns:
-        `name`, `kind`, `parameters` (a tied embedding counts once), `shapes` (parameter path -> shape, of
-        the unrolled model), `config` (the resolved configuration, or the architecture of a MODEL),
-        the architecture under its kind (`decoder`, `encoder`, `encoder_decoder`), and `memory` in bytes,
-        activations not included.
+        `name`, `kind`, `parameters` (a tied embedding counts once), `shapes` and `axes` (parameter path ->
+        shape and names of its axes, of the unrolled model), `config` (the resolved configuration, or the
+        architecture of a MODEL), the architecture under its kind (`decoder`, `encoder`, `encoder_decoder`),
+        `memory` in bytes, activations not included, and `training_flops_per_token` of rows of `max_length`.
 
     Raises:
         ConfigError, ValueError: the target is neither, or cannot be read.
@@ -37,14 +44,57 @@ def inspect(target: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     memory = {
         "parameters_f32": spec.parameters() * 4,
         "parameters_bf16": spec.parameters() * 2,
-        "kv_cache_per_token_f32": cache_bytes(spec, "float32"),
-        "kv_cache_per_token_bf16": cache_bytes(spec, "bfloat16"),
+        **cache_memory(spec),
     }
     return _describe(target, kind, spec, to_dict(spec), memory)
 
 
+def list_families() -> list[dict[str, Any]]:
+    """Every family: `family, architecture, reads, writes, presets` (name -> parameters)."""
+    from hllm_jax.models.families import families
+
+    found: list[dict[str, Any]] = []
+    for name, page in families().items():
+        formats = ["hf"] + (["gguf"] if getattr(page, "GGUF_ARCHITECTURES", ()) else [])
+        found.append(
+            {
+                "family": name,
+                "architecture": next(iter(page.PRESETS.values())).architecture,
+                "about": (page.__doc__ or "").splitlines()[0],
+                "reads": formats,
+                "writes": [form for form in formats if hasattr(page, f"to_{form}")],
+                "can": CAN[next(iter(page.PRESETS.values())).architecture],
+                "presets": {preset: spec.parameters() for preset, spec in page.PRESETS.items()},
+            }
+        )
+    return found
+
+
+def show_families(found: Iterable[Mapping[str, Any]]) -> None:
+    """Print `list_families` for people."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for family in found:
+        console.print(f"[bold]{family['family']}[/bold]  {family['about']}")
+        console.print(
+            f"  {family['architecture'].replace('_', '-')}: {', '.join(family['can'])}; "
+            f"reads {', '.join(family['reads'])}; writes {', '.join(family['writes'])}"
+        )
+        for preset, parameters in family["presets"].items():
+            console.print(f"  {preset:28} {parameters:>18,}")
+
+
+def preset_named(target: str) -> Spec | None:
+    """The preset that a name means: ours (`llama-2-7b`), or a hub's (`meta-llama/Llama-2-7b-hf`)."""
+    from hllm_jax.models.families import presets
+
+    name = target.rpartition("/")[2].lower().removesuffix("-hf")
+    return presets().get(name)
+
+
 def read_spec(model: str) -> tuple[Spec, str]:
-    """The architecture of any MODEL, and what kind of MODEL it is; weights are not read.
+    """The architecture of any MODEL or preset, and what kind it is; weights are not read.
 
     Raises:
         ValueError: it names no model, or one that cannot be read.
@@ -53,6 +103,9 @@ def read_spec(model: str) -> tuple[Spec, str]:
     from hllm_jax.interop.models import read_config
     from hllm_jax.interop.registry import resolve
 
+    preset = None if Path(model).expanduser().exists() else preset_named(model)
+    if preset is not None:
+        return preset, "preset"
     source = resolve(model)
     if source.run is None:
         return read_config(source), source.kind
@@ -112,8 +165,16 @@ def unmade_base(config: Any) -> Any | None:
 
 
 def cache_bytes(spec: Spec, dtype: str) -> int:
-    """Bytes of keys and values that one token keeps over all layers."""
-    return 2 * spec.layers * spec.kv_heads * spec.head_size * BYTES[dtype]
+    """Bytes of keys and values that one written token keeps over all layers; 0 for an encoder."""
+    layers = 0 if spec.architecture == "encoder" else getattr(spec, "depth", spec.layers)
+    return 2 * layers * spec.kv_heads * spec.head_size * BYTES[dtype]
+
+
+def cache_memory(spec: Spec) -> dict[str, int]:
+    """`cache_bytes` in both dtypes, where the model keeps a cache."""
+    sizes = {"f32": "float32", "bf16": "bfloat16"}
+    found = {f"kv_cache_per_token_{short}": cache_bytes(spec, dtype) for short, dtype in sizes.items()}
+    return {name: size for name, size in found.items() if size}
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -123,13 +184,14 @@ def show(found: Mapping[str, Any]) -> None:
 
     console = Console()
     console.print(f"[bold]{found['name']}[/bold] ({found['kind']}): {found['parameters']:,} parameters")
-    console.print(
-        ", ".join(f"{name} {value}" for name, value in found["decoder"].items() if value is not None)
-    )
-    table = Table("parameter", "shape", box=None, pad_edge=False)
+    (said,) = (found[kind] for kind in CAN if kind in found)
+    console.print(", ".join(f"{name} {value}" for name, value in said.items() if value is not None))
+    table = Table("parameter", "shape", "axes", box=None, pad_edge=False)
+    axes = _folded(found["axes"])
     for path, shape in _folded(found["shapes"]).items():
-        table.add_row(path, " x ".join(map(str, shape)))
+        table.add_row(path, " x ".join(map(str, shape)), ", ".join(axes[path]))
     console.print(table)
+    console.print(f"{'training FLOPs per token':26} {found['training_flops_per_token'] / 1e9:>8.2f} G")
     for name, size in found["memory"].items():
         console.print(f"{name.replace('_', ' '):26} {_size(size):>10}")
 
@@ -149,9 +211,7 @@ def _of_config(target: str, overrides: Iterable[str]) -> dict[str, Any]:
     if hasattr(config, "train"):
         rows = config.train.batch_size // config.train.accumulation
         memory["logits_per_microbatch_f32"] = rows * config.train.sequence_length * spec.vocab_size * 4
-    memory["kv_cache_per_token_f32"] = cache_bytes(spec, "float32")
-    memory["kv_cache_per_token_bf16"] = cache_bytes(spec, "bfloat16")
-    return _describe(target, "config", spec, to_dict(config), memory)
+    return _describe(target, "config", spec, to_dict(config), memory | cache_memory(spec))
 
 
 def _vocab_size(config: Any) -> int | None:
@@ -188,26 +248,28 @@ def _optimizer_bytes(config: Any, spec: Spec) -> int:
 def _describe(
     name: str, kind: str, spec: Spec, config: dict[str, Any], memory: dict[str, int]
 ) -> dict[str, Any]:
-    from hllm_jax.models.layout import parameter_shapes
+    from hllm_jax.models.layout import parameter_axes, parameter_shapes
 
-    resolved = dataclasses.replace(spec, head_dim=spec.head_size, mlp=spec.mlp_size)
+    resolved: Any = dataclasses.replace(spec, head_dim=spec.head_size, mlp=spec.mlp_size)
     return {
         "name": name,
         "kind": kind,
         "parameters": spec.parameters(),
         "shapes": {path: list(shape) for path, shape in parameter_shapes(spec).items()},
+        "axes": {path: list(axes) for path, axes in parameter_axes(spec).items()},
         "config": config,
         resolved.architecture: to_dict(resolved),
         "memory": memory,
+        "training_flops_per_token": spec.flops_per_token(spec.max_length),
     }
 
 
-def _folded(shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+def _folded(shapes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """`layers_0 … layers_11` as one line each where all have the same shape."""
     layers = sorted(
         {int(path.split("/")[0].removeprefix("layers_")) for path in shapes if path.startswith("layers_")}
     )
-    folded: dict[str, list[int]] = {}
+    folded: dict[str, list[Any]] = {}
     for path, shape in shapes.items():
         first, _, rest = path.partition("/")
         if first.startswith("layers_") and all(shapes.get(f"layers_{i}/{rest}") == shape for i in layers):

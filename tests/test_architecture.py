@@ -28,6 +28,7 @@ ROOMS = [
     "report",
     "doctor",
     "inspection",
+    "conversion",
     "quickstart",
     "cli",
 ]

@@ -1,4 +1,4 @@
-"""Commands on a model: `generate`, `chat`, `eval`, `inspect`."""
+"""Commands on a model: `generate`, `chat`, `eval`, `inspect`, `convert`, and the list of `models`."""
 
 from __future__ import annotations
 
@@ -69,6 +69,24 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="for a configuration")
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=inspect)
+
+    parser = commands.add_parser("convert", help="write a model as a Hugging Face folder, GGUF or checkpoint")
+    parser.add_argument("source", metavar="SRC", help=MODEL)
+    parser.add_argument("target", metavar="DST", help="the folder or .gguf file to write")
+    parser.add_argument("--to", choices=("hf", "gguf", "orbax"), help="default: gguf for *.gguf, else hf")
+    parser.add_argument(
+        "--dtype", help="float32, bfloat16, float16; for GGUF F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="run both on the same tokens; refuse a difference"
+    )
+    parser.add_argument("--tolerance", type=float, metavar="NATS", help="largest mean KL (default: by dtype)")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.set_defaults(run=convert)
+
+    parser = commands.add_parser("models", help="families, published sizes, and what each can do")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=models)
 
 
 def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -149,6 +167,27 @@ def inspect(args: argparse.Namespace) -> dict[str, Any]:
     found = inspect(args.target, args.overrides)
     if not args.json:
         show(found)
+    return found
+
+
+def convert(args: argparse.Namespace) -> dict[str, Any]:
+    """`hllm convert SRC DST`."""
+    from hllm_jax.conversion import convert
+
+    done = convert(args.source, args.target, args.to, args.dtype, args.verify, args.tolerance)
+    if not args.json:
+        for name, value in done.items():
+            print(f"{name:16} {value:.3g}" if isinstance(value, float) else f"{name:16} {value}")
+    return done
+
+
+def models(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """`hllm models`."""
+    from hllm_jax.inspection import list_families, show_families
+
+    found = list_families()
+    if not args.json:
+        show_families(found)
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from hllm_jax.config.declare import Invalid
 from hllm_jax.interop.gguf import GGUF
@@ -20,7 +20,7 @@ from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.interop.safetensors import write_safetensors
 from hllm_jax.models.families import Family, families
 from hllm_jax.models.families.published import ConfigRefused
-from hllm_jax.models.layout import is_stacked, parameter_shapes, stacked_path, unstack_layers
+from hllm_jax.models.layout import flat_unrolled, parameter_shapes, stacked_path
 from hllm_jax.models.spec import Spec
 from hllm_jax.tokenizers.errors import NoTokenizer
 
@@ -155,10 +155,9 @@ def save_hf(
         ValueError: the format cannot say what the config or the tree holds.
     """
     folder = Path(folder)
-    page, published = _export("to_hf", config, family)
-    tree: Any = unstack_layers(dict(params)) if is_stacked(dict(params)) else params
-    flat = {"/".join(path): leaf for path, leaf in flatten_dict(tree).items()}
-    _expect(flat, parameter_shapes(config))
+    page, published = export_page("to_hf", config, family)
+    flat = flat_unrolled(params)
+    expect(flat, parameter_shapes(config))
     dtypes = {str(np.asarray(leaf).dtype) for leaf in flat.values()}
     if len(dtypes) == 1:
         published["dtype"] = published["torch_dtype"] = dtypes.pop()
@@ -211,7 +210,7 @@ def _read(kind: str, name: Any, where: str, *told: Any) -> tuple[Family, Spec]:
     raise UnreadableModel(f"{where}: {refusals[0]}") from refusals[0]
 
 
-def _export(way: str, config: Spec, family: str | None) -> tuple[Family, dict[str, Any]]:
+def export_page(way: str, config: Spec, family: str | None) -> tuple[Family, dict[str, Any]]:
     """The page that can say a spec in its format (`to_hf` or `to_gguf`), and what it says."""
     pages = families() if family is None else {family: families()[family]}
     refusals: list[str] = []
@@ -236,7 +235,8 @@ def _tokenizer(opened: Opened) -> Tokenizer:
     return load_tokenizer(opened.tensors.where)
 
 
-def _expect(found: Mapping[str, Any], wanted: Mapping[str, Shape]) -> None:
+def expect(found: Mapping[str, Any], wanted: Mapping[str, Shape]) -> None:
+    """Refuse parameters by path that are not those of an architecture, naming the first twenty."""
     wrong = [f"missing {path}" for path in wanted if path not in found]
     wrong += [f"not of this model: {path}" for path in found if path not in wanted]
     wrong += [

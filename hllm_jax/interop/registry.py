@@ -17,7 +17,7 @@ from hllm_jax.data.packages import Package, fetch_package
 Kind = Literal["run", "checkpoint", "hf", "gguf", "registered"]
 
 FORMS = (
-    "a run folder (config.yaml and checkpoints/), a checkpoint in it, a Hugging Face folder (config.json), "
+    "a run folder (with checkpoints/), a checkpoint in it, a Hugging Face folder (config.json), "
     "a .gguf file, or a registered name"
 )
 
@@ -116,7 +116,7 @@ def resolve(model: str | os.PathLike[str]) -> Source:
             return Source("gguf", name, path)
         raise UnknownModel(f"{name} is a file, but no .gguf; MODEL is {FORMS}")
     if path.is_dir():
-        if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
+        if (path / "checkpoints").is_dir():
             return Source("run", name, path)
         if path.resolve().parent.name == "checkpoints" and path.name.isdecimal():
             return Source("checkpoint", name, path.resolve())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -101,16 +102,38 @@ def stacked_path(path: str, period: int = 1) -> tuple[str, int | None]:
     return f"{side}layers/{block}{rest}", number // period
 
 
+def flat_unrolled(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every parameter of a tree, stacked or not, by its path in the unrolled model."""
+    tree: Any = dict(params)
+    tree = unstack_layers(tree) if is_stacked(tree) else tree
+    return {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(tree).items()}
+
+
 def parameter_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of the unrolled model by path (`layers_0/attention/query/kernel`).
 
     Nothing is computed and no backend is started.
     """
-    # Scanned, because then one block is traced whatever the depth.
-    model = spec.build(Execution(dtype="float32", scan_layers=True, attention="plain"))
-    params = meta.unbox(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))["params"]
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(unstack_layers(params))
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(unstack_layers(meta.unbox(_boxed(spec))))
     return {"/".join(path): tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def parameter_axes(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """Names of the axes of every parameter of the unrolled model by path."""
+    names: dict[tuple[str, ...], Any] = flatten_dict(nn.get_partition_spec(_boxed(spec)))
+    stacked = {"/".join(path): tuple(axes) for path, axes in names.items()}
+    period = len(spec.attention_pattern)
+    found: dict[str, tuple[str, ...]] = {}
+    for path in parameter_shapes(spec):
+        there, index = stacked_path(path, period)
+        found[path] = stacked[there][0 if index is None else 1 :]
+    return found
+
+
+def _boxed(spec: Spec) -> Any:
+    """Shapes of the stacked parameters with the names of their axes: then one block is traced, not all."""
+    model = spec.build(Execution(dtype="float32", scan_layers=True, attention="plain"))
+    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"]
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> Any:

@@ -137,12 +137,13 @@ class Checkpoints:
 
     # -- writing --------------------------------------------------------------------------------------------
 
-    def save(self, state: TrainState, facts: Mapping[str, Any]) -> bool:
+    def save(self, state: TrainState, facts: Mapping[str, Any], weights_only: bool = False) -> bool:
         """Start to save; returns as soon as the arrays are copied and the state may be donated.
 
         Args:
             state: its `step` names the checkpoint.
             facts: for the manifest; values that JSON can hold.
+            weights_only: leave the optimizer out; what is saved can be loaded and not resumed.
 
         Returns:
             False if that step is there already.
@@ -158,6 +159,8 @@ class Checkpoints:
         if (folder / MANIFEST).is_file():
             return False
         arrays = items(state)
+        if weights_only:
+            arrays = {name: leaf for name, leaf in arrays.items() if not name.startswith("optimizer/")}
         try:
             if jax.process_index() == 0:
                 if folder.exists():

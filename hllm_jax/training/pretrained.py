@@ -7,12 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from hllm_jax.interop.models import read_model
 from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.models.config import ModelConfig
 from hllm_jax.models.layout import Model, is_stacked, stack_layers, unstack_layers
-from hllm_jax.models.spec import Spec, spec_from_dict
+from hllm_jax.models.spec import Spec, spec_from_dict, spec_to_dict
+from hllm_jax.parallel.state import TrainState
 from hllm_jax.tokenizers import load_tokenizer
+from hllm_jax.tokenizers.errors import NoTokenizer
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 from hllm_jax.training.checkpoints import (
     CheckpointError,
@@ -56,7 +62,12 @@ def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | 
     folder = checkpoint_of(source)
     manifest = read_manifest(folder)
     config = spec_of(folder, manifest)
-    tokenizer = load_tokenizer(source.run / "tokenizer")
+    try:
+        tokenizer = load_tokenizer(source.run / "tokenizer")
+    except NoTokenizer:
+        if manifest.facts.get("tokenizer") is not None:
+            raise
+        return Pretrained(config, with_layers(read_variables(folder)["params"], config, scan_layers), None)
     if manifest.facts.get("tokenizer") not in (None, tokenizer.fingerprint):
         raise CheckpointError(
             f"{source.run / 'tokenizer'} is not the tokenizer that {folder} was trained with: "
@@ -65,6 +76,32 @@ def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | 
         )
     params = read_variables(folder)["params"]
     return Pretrained(config, with_layers(params, config, scan_layers), tokenizer)
+
+
+def save_weights(
+    folder: Path, config: Spec, params: dict[str, Any], tokenizer: Tokenizer | None = None
+) -> None:
+    """Write weights as a run folder that can be loaded (a MODEL), but not resumed.
+
+    Args:
+        folder: gets `checkpoints/00000000`, and `tokenizer/` where there is one.
+        config: the architecture.
+        params: the tree of the collection `params`, stacked or not.
+        tokenizer: the one that belongs to the weights.
+    """
+    facts: dict[str, Any] = {"model": spec_to_dict(config)}
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer")
+        facts["tokenizer"] = tokenizer.fingerprint
+    state = TrainState(
+        step=np.zeros((), np.int32),
+        trainable={"params": jax.tree.map(jnp.asarray, params)},
+        frozen={},
+        opt_state=(),
+        rng=np.zeros((2,), np.uint32),
+    )
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(state, facts, weights_only=True)
 
 
 class Beginning(NamedTuple):

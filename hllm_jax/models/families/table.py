@@ -122,12 +122,13 @@ class Table:
             )
         self._check_tied(tensors, shapes)
 
+    def shapes(self, ours: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Shape of every published tensor for an architecture's parameters, in the order of `save`."""
+        return self._shapes(self.entries(ours), ours)
+
     def check(self, tensors: Tensors, entries: Iterable[Row], shapes: Mapping[str, Shape]) -> None:
         """Compare what a checkpoint holds with what the architecture needs; see `load`."""
-        wanted: dict[str, Shape] = {}
-        for entry in entries:
-            ours = [shapes[path] for path in entry.ours]
-            wanted |= zip(entry.theirs, entry.form.shapes(ours, len(entry.theirs)), strict=True)
+        wanted = self._shapes(entries, shapes)
         found = tensors.shapes
         unused = [
             name
@@ -167,6 +168,14 @@ class Table:
                 if layer is not None:
                     return candidate.at(layer)
         raise TensorsError(f"the format has no name for the parameter {path}")
+
+    @staticmethod
+    def _shapes(entries: Iterable[Row], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        wanted: dict[str, Shape] = {}
+        for entry in entries:
+            ours = [shapes[path] for path in entry.ours]
+            wanted |= zip(entry.theirs, entry.form.shapes(ours, len(entry.theirs)), strict=True)
+        return wanted
 
     def _named(self, tensors: Tensors) -> Tensors:
         """The checkpoint with `prefix` before the names of one that leaves it out."""

@@ -1,0 +1,205 @@
+"""`convert`: any MODEL as another kind of file, and a comparison of the two that refuses a difference."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hllm_jax.interop.gguf_export import Kind
+    from hllm_jax.models.spec import Spec
+    from hllm_jax.tokenizers.tokenizer import Tokenizer
+
+Target = Literal["hf", "gguf", "orbax"]
+
+#: What `--dtype` may be for each kind of target; the first is what is written where nothing is said.
+DTYPES: dict[Target, tuple[str, ...]] = {
+    "hf": ("float32", "bfloat16", "float16"),
+    "orbax": ("float32", "bfloat16"),
+    "gguf": ("F16", "F32", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
+}
+
+#: Largest mean KL divergence, in nats, that a dtype may cost; float32 costs nothing but rounding.
+TOLERANCES = {
+    "float32": 1e-6,
+    "F32": 1e-6,
+    "float16": 1e-3,
+    "F16": 1e-3,
+    "bfloat16": 1e-2,
+    "BF16": 1e-2,
+    "Q8_0": 1e-2,
+}
+FEW_BITS = 0.5
+
+#: Rows and tokens that both sides read.
+ROWS, LENGTH = 4, 64
+
+
+class ConversionRefused(ValueError):
+    """A target that cannot be written, or that says something else than its source."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far two models are apart on the same random tokens.
+
+    Attributes:
+        max_difference: largest absolute difference of a logit.
+        mean_kl: mean KL divergence of the target's next-token distribution from the source's, in nats.
+        agreement: share of places with the same most probable token.
+    """
+
+    max_difference: float
+    mean_kl: float
+    agreement: float
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    to: Target | None = None,
+    dtype: str | None = None,
+    verify: bool = False,
+    tolerance: float | None = None,
+) -> dict[str, Any]:
+    """Write a MODEL as a Hugging Face folder, a GGUF file or a checkpoint; it appears when it is complete.
+
+    Args:
+        source: any MODEL.
+        target: the folder or file to write; nothing may be there yet.
+        to: kind of target; None: `gguf` for a name that ends so, `hf` otherwise.
+        dtype: of the weights, see `DTYPES`; None: the first of them.
+        verify: run both on the same tokens before the target appears.
+        tolerance: largest mean KL divergence in nats; None: by dtype (`TOLERANCES`).
+
+    Returns:
+        `source, target, to, dtype, parameters`, for GGUF `tensors` (storage type -> count), and with `verify`
+        `max_difference, mean_kl, agreement, tolerance`.
+
+    Raises:
+        ConversionRefused: something is there already, a dtype that the kind does not have, a difference above
+            the tolerance.
+        ValueError: the source cannot be read, or the format cannot say it.
+    """
+    path = Path(target).expanduser()
+    kind: Target = to or ("gguf" if path.suffix == ".gguf" else "hf")
+    dtype = DTYPES[kind][0] if dtype is None else dtype
+    if dtype not in DTYPES[kind]:
+        raise ConversionRefused(f"--to {kind} writes {', '.join(DTYPES[kind])}, not {dtype}")
+    if path.exists():
+        raise ConversionRefused(f"{path} is there already: remove it, or choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    from hllm_jax.training.pretrained import load_pretrained
+
+    config, params, tokenizer = load_pretrained(source)
+    done: dict[str, Any] = {
+        "source": os.fspath(source),
+        "target": str(path),
+        "to": kind,
+        "dtype": dtype,
+        "parameters": config.parameters(),
+    }
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        draft = Path(folder) / (path.name if kind == "gguf" else "model")
+        done |= _write(draft, kind, dtype, config, params, tokenizer)
+        del params
+        if verify:
+            limit = TOLERANCES.get(dtype, FEW_BITS) if tolerance is None else tolerance
+            found = compare(source, draft)
+            done |= {**dataclasses.asdict(found), "tolerance": limit}
+            if not found.mean_kl <= limit:
+                raise ConversionRefused(
+                    f"{path} was not written: as {dtype} it differs from {source} by a mean KL divergence "
+                    f"of {found.mean_kl:.2e} nats (limit {limit:g}), by {found.max_difference:.2e} in a logit"
+                )
+        shutil.move(draft, path)
+    return done
+
+
+def compare(source: str | os.PathLike[str], target: str | os.PathLike[str], seed: int = 0) -> Comparison:
+    """Run two MODELs in float32 on the same random tokens, one after the other.
+
+    Raises:
+        ConversionRefused: their vocabularies or architectures differ.
+    """
+    from hllm_jax.models.config import Execution
+    from hllm_jax.training.pretrained import load_pretrained
+
+    logits: list[np.ndarray] = []
+    vocabulary = 0
+    for model in (source, target):
+        config, params, _ = load_pretrained(model, scan_layers=False)
+        if vocabulary not in (0, config.vocab_size):
+            raise ConversionRefused(f"{source} has {vocabulary} ids, {target} has {config.vocab_size}")
+        vocabulary = config.vocab_size
+        length = min(LENGTH, config.max_length)
+        tokens = np.random.default_rng(seed).integers(0, vocabulary, (ROWS, length)).astype(np.int32)
+        logits.append(_logits(config.build(Execution(dtype="float32")), params, tokens))
+        del params
+    ours, theirs = (_log_softmax(x) for x in logits)
+    kl = np.sum(np.exp(ours) * (ours - theirs), axis=-1)
+    return Comparison(
+        max_difference=float(np.abs(logits[0] - logits[1]).max()),
+        mean_kl=float(kl.mean()),
+        agreement=float(np.mean(ours.argmax(-1) == theirs.argmax(-1))),
+    )
+
+
+def _logits(model: Any, params: Any, tokens: np.ndarray) -> np.ndarray:
+    """float64 `[ROWS, L, V]`; an encoder-decoder writes the tokens that it reads."""
+    import jax
+
+    from hllm_jax.models.encoder_decoder import EncoderDecoder
+
+    given = [tokens, tokens] if isinstance(model, EncoderDecoder) else [tokens]
+
+    def run(params: Any) -> Any:
+        return model.apply({"params": params}, *given)
+
+    with jax.default_matmul_precision("highest"):
+        out = jax.jit(run)(params)
+    said = out.logits if hasattr(out, "logits") else out[0]
+    if said is None:
+        said = out.hidden
+    return np.asarray(said, np.float64)
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def _write(
+    draft: Path, kind: Target, dtype: str, config: Spec, params: Any, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    if kind == "gguf":
+        from hllm_jax.interop.gguf_export import save_gguf
+
+        return {"tensors": save_gguf(draft, config, params, tokenizer, kind=cast("Kind", dtype))}
+
+    import jax
+    import ml_dtypes
+
+    wanted = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype))
+
+    def stored(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf).astype(wanted, copy=False)
+
+    params = jax.tree.map(stored, params)
+    if kind == "hf":
+        from hllm_jax.interop.models import save_hf
+
+        save_hf(draft, config, params, tokenizer)
+        return {}
+
+    from hllm_jax.training.pretrained import save_weights
+
+    save_weights(draft, config, params, tokenizer)
+    return {}

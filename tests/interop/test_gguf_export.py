@@ -1,0 +1,89 @@
+"""GGUF files that we write: read back by our reader and by the `gguf` package, whole and in blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
+
+from hllm_jax.interop import GGUF
+from hllm_jax.interop.gguf_export import KINDS, save_gguf, storage
+from hllm_jax.interop.models import read_params
+from hllm_jax.models.families import llama
+from hllm_jax.models.families.published import ConfigRefused
+from hllm_jax.models.layout import flat_unrolled
+from hllm_jax.testing.models import tiny_config, tiny_model
+
+WIDE = tiny_config(embed=64, head_dim=16, mlp=96)
+
+
+def read_back(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
+    """The spec and the flat parameters of a file."""
+    file = GGUF(path)
+    spec = llama.from_gguf(file.metadata, file.shapes)
+    return spec, flat_unrolled(read_params(llama.GGUF_NAMES, file, spec))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_float32_there_and_back_is_bit_equal(scan: bool, tied: bool, tmp_path: Path) -> None:
+    config = tiny_config(tie_embeddings=tied)
+    _, params = tiny_model(config, scan_layers=scan)
+    counts = save_gguf(tmp_path / "model.gguf", config, params, kind="F32")
+    assert counts == {"F32": 2 + 9 * config.layers + (not tied)}
+    spec, again = read_back(tmp_path / "model.gguf")
+    assert spec == config
+    flat = flat_unrolled(params)
+    assert again.keys() == flat.keys()
+    for path, leaf in flat.items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_storage_type_is_what_the_gguf_package_makes_of_it(kind: Any, tmp_path: Path) -> None:
+    _, params = tiny_model(WIDE)
+    counts = save_gguf(tmp_path / "model.gguf", WIDE, params, kind=kind)
+    assert counts[kind] >= 1 + 7 * WIDE.layers
+    reader = GGUFReader(tmp_path / "model.gguf")
+    names = {tensor.name: tensor for tensor in reader.tensors}
+    flat = flat_unrolled(params)
+    for theirs, tensor in llama.GGUF_NAMES.save({path: flat[path] for path in flat}):
+        stored = names[theirs]
+        wanted = storage(tensor.shape, kind)
+        assert stored.tensor_type == GGMLQuantizationType[wanted]
+        value = dequantize(np.asarray(stored.data), GGMLQuantizationType[wanted]).reshape(tensor.shape)
+        step = {"F32": 0, "F16": 2**-10, "BF16": 2**-7, "Q8_0": 2**-6, "Q5_0": 2**-3, "Q5_1": 2**-3}
+        assert np.abs(value - tensor).max() <= step.get(wanted, 2**-2) * np.abs(tensor).max()
+
+
+def test_rows_that_fill_no_block_are_kept_as_half_floats(tmp_path: Path) -> None:
+    config = tiny_config(embed=24)
+    _, params = tiny_model(config)
+    counts = save_gguf(tmp_path / "model.gguf", config, params, kind="Q4_0")
+    assert counts["F16"] == 1 + 7 * config.layers  # no row of this model is a multiple of 32
+
+
+def test_what_cannot_be_written_is_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config()
+    _, params = tiny_model(config)
+    path = tmp_path / "model.gguf"
+    with pytest.raises(ValueError, match="'Q3_K' cannot be written; these can: F32"):
+        save_gguf(path, config, params, kind="Q3_K")  # type: ignore[arg-type]
+    with pytest.raises(ConfigRefused, match=r"logit_softcap is 30\.0"):
+        save_gguf(path, tiny_config(logit_softcap=30.0), params, family="llama")
+    with pytest.raises(ValueError, match="missing head/kernel"):
+        save_gguf(path, tiny_config(tie_embeddings=False), params)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gguf.GGUFWriter.write_tensor_data", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_gguf(path, config, params)
+    assert not list(tmp_path.iterdir())
