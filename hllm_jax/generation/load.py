@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from hllm_jax.generation.language_model import LanguageModel
@@ -26,22 +27,22 @@ def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Langu
         ValueError: `model` names nothing that can be loaded, or its files do not fit together; `dtype` is
             another one.
     """
-    from hllm_jax.training.pretrained import load_pretrained
+    from hllm_jax.training.pretrained import open_pretrained
 
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype is {dtype!r}, must be 'float32' or 'bfloat16'")
     kind = cast('Literal["float32", "bfloat16"]', jnp.dtype(dtype).name)
-    # One subtree per layer: a scan would copy each layer's weights out of the stack for every token.
-    config, params, tokenizer = load_pretrained(model, scan_layers=False)
-    if not isinstance(config, DecoderConfig) or tokenizer is None:
+    opened = open_pretrained(model)
+    if not isinstance(opened.config, DecoderConfig) or opened.tokenizer is None:
         raise ValueError(f"{model} is no decoder with a tokenizer: only these can be loaded so far")
-    leaves, tree = jax.tree.flatten(params)
-    del params
-    for i in range(len(leaves)):  # one at a time, so that not all weights are in memory twice
-        leaves[i] = jnp.asarray(leaves[i], kind)
-    params = jax.tree.unflatten(tree, leaves)
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        del path
+        return jnp.asarray(array, kind)
+
+    # One subtree per layer: a scan would copy each layer's weights out of the stack for every token.
+    variables: dict[str, Any] = {"params": opened.read(False, place)}
     execution = Execution(dtype=kind, param_dtype=kind, scan_layers=False)
-    variables: dict[str, Any] = {"params": params}
-    return LanguageModel(config.build(execution), variables, tokenizer)
+    return LanguageModel(opened.config.build(execution), variables, opened.tokenizer)

@@ -30,6 +30,9 @@ STRING, ARRAY = 8, 9
 SHORTEST_ENTRY, SHORTEST_TENSOR = 13, 24
 MAX_NESTING = 4
 
+#: Values that are dequantised at a time.
+RUN = 1 << 16
+
 
 class GGUFError(ValueError):
     """A file that is no GGUF file, is cut off, or contradicts itself."""
@@ -93,18 +96,25 @@ class GGUF:
         if name not in self.tensors:
             raise GGUFError(f"{self.where} has no tensor {name!r}")
         from gguf import GGMLQuantizationType
+        from gguf.constants import GGML_QUANT_SIZES
         from gguf.quants import dequantize
 
         info = self.tensors[name]
         raw = np.frombuffer(self._bytes, np.uint8, info.size, info.offset)
         if info.kind == "F32":
             return raw.view("<f4").reshape(info.shape).copy()
-        try:
-            # Blocks do not cross rows, so a flat run of blocks is as good as rows of them.
-            flat = dequantize(raw, GGMLQuantizationType[info.kind])
-        except NotImplementedError as error:
-            raise GGUFError(f"{self.where}: tensor {name} is stored as {info.kind}: {error}") from error
-        return np.asarray(flat, np.float32).reshape(info.shape)
+        code = GGMLQuantizationType[info.kind]
+        block, block_bytes = GGML_QUANT_SIZES[code]
+        flat = np.empty(math.prod(info.shape), np.float32)
+        # Blocks do not cross rows, so any run of blocks will do; a short one stays in the cache of a core.
+        run = max(1, RUN // block)
+        for first in range(0, info.size // block_bytes, run):
+            piece = raw[first * block_bytes : (first + run) * block_bytes]
+            try:
+                flat[first * block : (first + run) * block] = dequantize(piece, code)
+            except NotImplementedError as error:
+                raise GGUFError(f"{self.where}: tensor {name} is stored as {info.kind}: {error}") from error
+        return flat.reshape(info.shape)
 
     # -- parts of the file, in their order ----------------------------------------------------------------
 

@@ -6,9 +6,9 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -80,23 +80,26 @@ def read_tokenizer(model: str | os.PathLike[str] | Source) -> Tokenizer:
     return _tokenizer(_open(model))
 
 
-def read_model(
-    model: str | os.PathLike[str] | Source,
-    *,
-    scan_layers: bool = False,
-    param_dtype: Any = np.float32,
-) -> PublishedModel:
-    """Read a published model, one tensor at a time.
+#: Puts a parameter, by its path in the tree that is built, where it belongs: `(path, array) -> leaf`.
+Place: TypeAlias = Callable[[str, np.ndarray], Any]
 
-    Args:
-        model: see `read_config`.
-        scan_layers: parameters stacked for the scan instead of one subtree per layer.
-        param_dtype: of the parameters; the file's values are rounded to it where it is narrower.
 
-    Raises:
-        TensorsError: tensors are missing, not known or of another shape; all are named.
-        UnreadableModel, ValueError: see `read_config`; or the tokenizer has more ids than the embedding rows.
+class OpenModel(NamedTuple):
+    """What `open_model` returns: all but the weights, and how to read them.
+
+    Attributes:
+        config: the architecture.
+        tokenizer: of the model; None where its folder holds none.
+        read: `(scan_layers, place) -> tree`, see `read_params`.
     """
+
+    config: Spec
+    tokenizer: Tokenizer | None
+    read: Callable[[bool, Place | None], dict[str, Any]]
+
+
+def open_model(model: str | os.PathLike[str] | Source) -> OpenModel:
+    """A published model, its weights not yet read. Arguments and errors as `read_model`."""
     opened = _open(model)
     try:
         tokenizer = _tokenizer(opened)
@@ -107,8 +110,30 @@ def read_model(
             f"{opened.tensors.where}: the tokenizer has {tokenizer.vocab_size} ids, the embedding only "
             f"{opened.config.vocab_size} rows"
         )
-    params = read_params(opened.table, opened.tensors, opened.config, scan_layers, param_dtype)
-    return PublishedModel(opened.config, params, tokenizer)
+
+    def read(scan_layers: bool, place: Place | None) -> dict[str, Any]:
+        return read_params(opened.table, opened.tensors, opened.config, scan_layers, place=place)
+
+    return OpenModel(opened.config, tokenizer, read)
+
+
+def read_model(
+    model: str | os.PathLike[str] | Source,
+    *,
+    scan_layers: bool = False,
+) -> PublishedModel:
+    """Read a published model, one tensor at a time.
+
+    Args:
+        model: see `read_config`.
+        scan_layers: parameters stacked for the scan instead of one subtree per layer.
+
+    Raises:
+        TensorsError: tensors are missing, not known or of another shape; all are named.
+        UnreadableModel, ValueError: see `read_config`; or the tokenizer has more ids than the embedding rows.
+    """
+    opened = open_model(model)
+    return PublishedModel(opened.config, opened.read(scan_layers, None), opened.tokenizer)
 
 
 def read_params(
@@ -117,22 +142,45 @@ def read_params(
     config: Spec,
     scan_layers: bool = False,
     param_dtype: Any = np.float32,
+    place: Place | None = None,
 ) -> dict[str, Any]:
-    """The parameter tree of an open checkpoint; at no time is more than one tensor held twice."""
+    """The parameter tree of an open checkpoint, read one tensor after another.
+
+    Beside what `place` keeps, no more is held than the parameter that is being read (all layers of it, where
+    they are stacked), and one tensor of the file.
+
+    Args:
+        table: names of its format.
+        tensors: the open checkpoint.
+        config: the architecture.
+        scan_layers: parameters stacked for the scan instead of one subtree per layer.
+        param_dtype: of the parameters; the file's values are rounded to it where it is narrower.
+        place: is given every finished parameter and returns the leaf of the tree (an array on its devices);
+            None: the NumPy array itself.
+    """
+    put = place or _as_it_is
     period = len(config.attention_pattern)
-    leaves: dict[str, np.ndarray] = {}
+    leaves: dict[str, Any] = {}
     shapes = parameter_shapes(config)
     depth = {path: stacked_path(path, period) for path in shapes} if scan_layers else {}
-    count = collections.Counter(path for path, index in depth.values() if index is not None)
+    missing = collections.Counter(path for path, index in depth.values() if index is not None)
     for path, array in table.load(tensors, shapes):
         stacked, index = depth.get(path, (path, None))
         if index is None:
-            leaves[path] = np.ascontiguousarray(array, param_dtype)
+            leaves[path] = put(path, np.ascontiguousarray(array, param_dtype))
             continue
         if stacked not in leaves:
-            leaves[stacked] = np.empty((count[stacked], *array.shape), param_dtype)
+            leaves[stacked] = np.empty((missing[stacked], *array.shape), param_dtype)
         leaves[stacked][index] = array
+        missing[stacked] -= 1
+        if not missing[stacked]:
+            leaves[stacked] = put(stacked, leaves[stacked])
     return unflatten_dict({tuple(path.split("/")): leaf for path, leaf in leaves.items()})
+
+
+def _as_it_is(path: str, array: np.ndarray) -> np.ndarray:
+    del path
+    return array
 
 
 def save_hf(

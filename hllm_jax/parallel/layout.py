@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Protocol, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,9 @@ from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
 from hllm_jax.parallel.state import Predicate, TrainState, Tree, everything, flatten, split, unflatten
 
 Path = tuple[str, ...]
+
+#: Makes a tree of parameters, each leaf what the function it is given makes of `(path, array)`.
+Load: TypeAlias = Callable[[Callable[[str, np.ndarray], Any]], Mapping[str, Any]]
 
 
 class LayoutError(ValueError):
@@ -98,12 +101,13 @@ class Layout:
 
     # -- arrays ---------------------------------------------------------------------------------------------
 
-    def init(self, seed: int, load: Mapping[str, Any] | None = None) -> TrainState:
+    def init(self, seed: int, load: Mapping[str, Any] | Load | None = None) -> TrainState:
         """A fresh state, made sharded: no device ever holds a whole copy of what it should hold a part of.
 
         Args:
             seed: of the initial weights and of the state's `rng`. The weights do not depend on the mesh.
-            load: initial weights instead, the tree of the collection `params` (NumPy or JAX arrays).
+            load: initial weights instead: the tree of the collection `params` (NumPy or JAX arrays), or what
+                makes it, handing each parameter to a function that puts it on its devices at once.
 
         Raises:
             LayoutError: `load` has other names or shapes than the model.
@@ -116,7 +120,7 @@ class Layout:
                 return self._state(meta.unbox(self._variables(key)), rng)
 
             return jax.jit(fresh, out_shardings=self.shardings)(rng)
-        variables = self.place({"params": load})
+        variables = self.place({"params": load(self._put) if callable(load) else load})
         state = jax.jit(self._state, out_shardings=self.shardings, donate_argnums=0)
         return state(variables, rng)
 
@@ -132,11 +136,14 @@ class Layout:
             {"/".join(p): tuple(x.shape) for p, x in wanted.items()},
             what="the weights to load",
         )
-        placed = {
-            path: jax.device_put(np.asarray(given[path]).astype(want.dtype, copy=False), want.sharding)
-            for path, want in wanted.items()
-        }
-        return unflatten(placed)
+        return unflatten({path: _on_devices(given[path], want) for path, want in wanted.items()})
+
+    def _put(self, path: str, array: np.ndarray) -> Any:
+        """A parameter on its devices; one that is not the model's stays, for `place` to refuse it."""
+        want = flatten(self.abstract_state.variables).get(("params", *path.split("/")))
+        if want is None or want.shape != array.shape:
+            return array
+        return _on_devices(array, want)
 
     # -- batches --------------------------------------------------------------------------------------------
 
@@ -238,6 +245,11 @@ def compare(given: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> N
     if len(other) > 10:
         lines.append(f"  … and {len(other) - 10} more of another shape")
     raise LayoutError("\n".join(lines))
+
+
+def _on_devices(array: Any, want: jax.ShapeDtypeStruct) -> jax.Array:
+    there = isinstance(array, jax.Array) and (array.sharding, array.dtype) == (want.sharding, want.dtype)
+    return array if there else jax.device_put(np.asarray(array).astype(want.dtype, copy=False), want.sharding)
 
 
 def _placed(shape: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hllm_jax.interop.models import read_model
+from hllm_jax.interop.models import Place, open_model
 from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.models.config import ModelConfig
 from hllm_jax.models.layout import Model, is_stacked, stack_layers, unstack_layers
 from hllm_jax.models.spec import Spec, spec_from_dict, spec_to_dict
+from hllm_jax.parallel.layout import Load
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.tokenizers import load_tokenizer
 from hllm_jax.tokenizers.errors import NoTokenizer
@@ -44,8 +47,23 @@ class Pretrained(NamedTuple):
     tokenizer: Tokenizer | None
 
 
+class OpenPretrained(NamedTuple):
+    """A model whose weights are not read yet.
+
+    Attributes:
+        config: the architecture.
+        tokenizer: the one it was trained with; None where a foreign folder holds none.
+        read: `(scan_layers, place) -> tree` of the collection `params`: the layers stacked or not (None: as
+            they are stored), each leaf what `place(path, array)` makes of it (None: NumPy arrays).
+    """
+
+    config: Spec
+    tokenizer: Tokenizer | None
+    read: Callable[[bool | None, Place | None], dict[str, Any]]
+
+
 def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | None = None) -> Pretrained:
-    """The architecture, weights and tokenizer of any MODEL.
+    """The architecture, weights (NumPy arrays) and tokenizer of any MODEL.
 
     Args:
         model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a GGUF file or a
@@ -56,26 +74,54 @@ def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | 
         CheckpointError: a run without a checkpoint, a damaged one, or a tokenizer that is not its own.
         UnknownModel: `model` names nothing.
     """
+    opened = open_pretrained(model)
+    return Pretrained(opened.config, opened.read(scan_layers, None), opened.tokenizer)
+
+
+def open_pretrained(model: str | os.PathLike[str] | Source) -> OpenPretrained:
+    """All of a MODEL but its weights, which are read when they are asked for, tensor by tensor.
+
+    Arguments and errors as `load_pretrained`.
+    """
     source = model if isinstance(model, Source) else resolve(model)
     if source.run is None:
-        return Pretrained(*read_model(source, scan_layers=bool(scan_layers)))
+        published = open_model(source)
+
+        def read(scan_layers: bool | None, place: Place | None) -> dict[str, Any]:
+            return published.read(bool(scan_layers), place)
+
+        return OpenPretrained(published.config, published.tokenizer, read)
     folder = checkpoint_of(source)
     manifest = read_manifest(folder)
     config = spec_of(folder, manifest)
+
+    def read_own(scan_layers: bool | None, place: Place | None) -> dict[str, Any]:
+        params = with_layers(read_variables(folder)["params"], config, scan_layers)
+        if place is None:
+            return params
+        # Each array is let go of as soon as it is placed.
+        flat: dict[str, Any] = flatten_dict(params, sep="/")
+        del params
+        return unflatten_dict({path: place(path, flat.pop(path)) for path in list(flat)}, sep="/")
+
+    return OpenPretrained(config, _own_tokenizer(source.run / "tokenizer", folder, manifest), read_own)
+
+
+def _own_tokenizer(path: Path, folder: Path, manifest: Manifest) -> Tokenizer | None:
+    """The tokenizer of a run, which must be the one of the checkpoint; None where neither has one."""
+    wanted = manifest.facts.get("tokenizer")
     try:
-        tokenizer = load_tokenizer(source.run / "tokenizer")
+        tokenizer = load_tokenizer(path)
     except NoTokenizer:
-        if manifest.facts.get("tokenizer") is not None:
+        if wanted is not None:
             raise
-        return Pretrained(config, with_layers(read_variables(folder)["params"], config, scan_layers), None)
-    if manifest.facts.get("tokenizer") not in (None, tokenizer.fingerprint):
+        return None
+    if wanted not in (None, tokenizer.fingerprint):
         raise CheckpointError(
-            f"{source.run / 'tokenizer'} is not the tokenizer that {folder} was trained with: "
-            f"its fingerprint is {tokenizer.fingerprint[:12]}, "
-            f"{str(manifest.facts['tokenizer'])[:12]} is wanted"
+            f"{path} is not the tokenizer that {folder} was trained with: its fingerprint is "
+            f"{tokenizer.fingerprint[:12]}, {str(wanted)[:12]} is wanted"
         )
-    params = read_variables(folder)["params"]
-    return Pretrained(config, with_layers(params, config, scan_layers), tokenizer)
+    return tokenizer
 
 
 def save_weights(
@@ -110,12 +156,13 @@ class Beginning(NamedTuple):
     Attributes:
         tokenizer: of the run.
         model: without parameters; its vocabulary holds every id of the tokenizer.
-        params: initial weights of `model.load`; None for fresh ones, and for a run that is resumed.
+        params: reads the initial weights of `model.load` onto their devices, for `Layout.init`; None for
+            fresh ones, and for a run that is resumed.
     """
 
     tokenizer: Tokenizer
     model: Model
-    params: dict[str, Any] | None
+    params: Load | None
 
 
 def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] | None = None) -> Beginning:
@@ -142,14 +189,15 @@ def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] 
     if model.load is None:
         tokenizer = run.tokenizer(make)
         return Beginning(tokenizer, model.build(tokenizer.vocab_size), None)
-    loaded = load_pretrained(model.load, model.scan_layers)
+    loaded = open_pretrained(model.load)
     if loaded.tokenizer is None:
         raise ValueError(
             f"model.load={model.load} holds no tokenizer, and training needs the one it belongs to"
         )
     own = loaded.tokenizer
     tokenizer = run.tokenizer(lambda: own)
-    return Beginning(tokenizer, model.build(tokenizer.vocab_size, loaded=loaded.config), loaded.params)
+    built = model.build(tokenizer.vocab_size, loaded=loaded.config)
+    return Beginning(tokenizer, built, functools.partial(loaded.read, model.scan_layers))
 
 
 def make_base(load: str | None, base: str | None) -> None:
