@@ -212,6 +212,8 @@ class GGUF:
             kind = np.dtype(SCALARS[item]).newbyteorder("<")
             return np.frombuffer(self._take(count * kind.itemsize), kind).tolist()
         self._fits(count, 8 if item == STRING else 12, "items")
+        if item == STRING:
+            return [self._text() for _ in range(count)]
         return [self._value(item, depth + 1) for _ in range(count)]
 
     def _text(self) -> str:

@@ -275,10 +275,10 @@ def unsupported(kernel: Kernel, case: Case) -> str | None:
     if kernel not in ("blocked", "cudnn"):
         return None
     given = {
-        "keys of another row than the queries": case.keys != case.length,
-        "a prefix": case.prefixed,
-        "a bias": case.biased,
-        "dropout of probabilities": case.dropout,
+        "keys of another row": case.keys != case.length,
+        "prefix": case.prefixed,
+        "bias": case.biased,
+        "dropout": case.dropout,
     }
     for what, asked in given.items():
         if asked:

@@ -23,10 +23,11 @@ MODEL, PAIRS = "smollm2-135m-instruct", 3
 
 OURS = """
 import json, sys, time, resource
-import jax, hllm_jax
-from hllm_jax.generation import load as _
+import jax
+from hllm_jax.generation.load import load
+import hllm_jax.tokenizers.gguf, hllm_jax.training.pretrained
 start = time.perf_counter()
-model = hllm_jax.load(sys.argv[1], dtype="float32")
+model = load(sys.argv[1], dtype="float32")
 jax.block_until_ready(model.variables)
 loaded = time.perf_counter()
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -44,16 +44,18 @@ def formula(
     segment_ids: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    causal: bool = True,
+    scale: float | None = None,
 ) -> jax.Array:
-    """softmax(q kᵀ / √h) v with keys repeated for their group, nothing clever."""
+    """softmax(q kᵀ · scale) v with keys repeated for their group, nothing clever."""
     B, L, H, h = q.shape
     k, v = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k, v))
-    scores = jnp.einsum("BLHh,BSHh->BHLS", q, k) / math.sqrt(h)
+    scores = jnp.einsum("BLHh,BSHh->BHLS", q, k) * (1 / math.sqrt(h) if scale is None else scale)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     ids = np.ones((B, L), np.int32) if segment_ids is None else np.asarray(segment_ids)
     far = np.arange(L)[:, None] - np.arange(L)[None, :]
-    mask = (far >= 0) & (far < (window or L)) & (ids[:, :, None] == ids[:, None, :])
+    mask = ((far >= 0) | (not causal)) & (far < (window or L)) & (ids[:, :, None] == ids[:, None, :])
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), axis=-1)
     return jnp.einsum("BHLS,BSHh->BLHh", weights, v)
 
@@ -96,6 +98,15 @@ def test_window(window: int) -> None:
 
 def test_soft_cap() -> None:
     assert_same(draw(65, seed=3), rows=32, softcap=0.7, window=40)
+
+
+@pytest.mark.parametrize("length", [7, 65, 129])
+def test_not_causal(length: int) -> None:
+    assert_same(draw(length, seed=4), rows=64, segment_ids=packed(length), causal=False)
+
+
+def test_scale_of_the_scores() -> None:
+    assert_same(draw(65, seed=5), rows=32, scale=1.0)
 
 
 def test_default_blocks() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hllm_jax.nn import MLP, Embed, KVCache, LayerCache, Linear, RMSNorm
+from hllm_jax.nn import MLP, Embed, KVCache, LayerCache, LayerNorm, Linear, RMSNorm
 from hllm_jax.nn.linear import product
 
 
@@ -23,6 +25,39 @@ def test_rms_norm_takes_its_statistics_in_float32() -> None:
     np.testing.assert_allclose(out, expected, rtol=1e-6)
     assert low.dtype == jnp.float16
     np.testing.assert_allclose(low.astype(np.float32), expected, rtol=5e-3, atol=5e-3)
+
+
+def test_layer_norm_is_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 16)).astype(np.float32) * 30 + 200
+    scale, bias = rng.normal(size=(2, 16)).astype(np.float32)
+    mean, variance = x.astype(float).mean(-1, keepdims=True), x.astype(float).var(-1, keepdims=True)
+    expected = (x - mean) / np.sqrt(variance + 1e-12) * scale + bias
+    with jax.numpy_dtype_promotion("strict"):
+        out = LayerNorm(eps=1e-12).apply({"params": {"scale": scale, "bias": bias}}, x)
+    np.testing.assert_allclose(out, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("silu", lambda x: x / (1 + np.exp(-x))),
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("gelu", lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))),
+        ("gelu_tanh", lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
+    ],
+)
+@pytest.mark.parametrize("gated", [True, False])
+def test_mlp_with_every_activation(name: str, formula, gated: bool) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    layer = MLP(4, 6, activation=name, gated=gated, use_bias=True)
+    params = nn.unbox(layer.init(jax.random.key(0), x))["params"]
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
+    wide = {key: x.astype(float) @ p["kernel"] + p["bias"] for key, p in params.items() if key != "down"}
+    inner = formula(wide["gate"]) * wide["up"] if gated else formula(wide["up"])
+    expected = inner @ params["down"]["kernel"] + params["down"]["bias"]
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=2e-5)
 
 
 def test_rms_norm_of_zeros_is_zeros_with_finite_gradients() -> None:
