@@ -155,10 +155,10 @@ def read_params(
         config: the architecture.
         scan_layers: parameters stacked for the scan instead of one subtree per layer.
         param_dtype: of the parameters; the file's values are rounded to it where it is narrower.
-        place: is given every finished parameter and returns the leaf of the tree (an array on its devices);
-            None: the NumPy array itself.
+        place: is given every finished parameter, often a transposed view of the file, and returns the leaf of
+            the tree (an array on its devices); None: a NumPy array.
     """
-    put = place or _as_it_is
+    put = place or _array
     period = len(config.attention_pattern)
     leaves: dict[str, Any] = {}
     shapes = parameter_shapes(config)
@@ -167,7 +167,7 @@ def read_params(
     for path, array in table.load(tensors, shapes):
         stacked, index = depth.get(path, (path, None))
         if index is None:
-            leaves[path] = put(path, np.ascontiguousarray(array, param_dtype))
+            leaves[path] = put(path, np.asarray(array, param_dtype))
             continue
         if stacked not in leaves:
             leaves[stacked] = np.empty((missing[stacked], *array.shape), param_dtype)
@@ -178,9 +178,10 @@ def read_params(
     return unflatten_dict({tuple(path.split("/")): leaf for path, leaf in leaves.items()})
 
 
-def _as_it_is(path: str, array: np.ndarray) -> np.ndarray:
+def _array(path: str, array: np.ndarray) -> np.ndarray:
+    """An array of its own, that a file may be closed under."""
     del path
-    return array
+    return np.array(array, order="C", copy=None if array.flags.owndata and array.flags.c_contiguous else True)
 
 
 def save_hf(

@@ -83,12 +83,12 @@ class Safetensors:
         return {name: info.shape for name, info in self.tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in the dtype of the file, copied out of it."""
+        """One tensor in the dtype of the file: a read-only view of it, which costs no memory of its own."""
         if name not in self.tensors:
             raise SafetensorsError(f"{self.where} has no tensor {name!r}")
         info = self.tensors[name]
         raw = np.frombuffer(self._bytes, np.uint8, info.size, info.offset)
-        return raw.copy().view(info.dtype).reshape(info.shape)
+        return raw.view(info.dtype).reshape(info.shape)
 
     def _info(self, name: str, told: Any, start: int, size: int) -> TensorInfo:
         try:
