@@ -30,7 +30,13 @@ def make_source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "to", "dtype"), [("copy", None, "float32"), ("run", "orbax", "float32"), ("again", "hf", None)]
+    ("name", "to", "dtype"),
+    [
+        ("copy", None, "float32"),
+        ("run", "orbax", "float32"),
+        ("again", "hf", None),
+        ("model.gguf", None, "F32"),
+    ],
 )
 def test_float32_is_the_same_model(name: str, to, dtype, source: Path, tmp_path: Path) -> None:
     done = convert(source, tmp_path / name, to, dtype, verify=True)

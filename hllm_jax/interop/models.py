@@ -278,6 +278,8 @@ def _tokenizer(opened: Opened) -> Tokenizer:
     if isinstance(opened.tensors, GGUF):
         from hllm_jax.tokenizers.gguf import from_gguf
 
+        if "tokenizer.ggml.model" not in opened.tensors.metadata:
+            raise NoTokenizer(f"{opened.tensors.where} has no metadata key 'tokenizer.ggml.model'")
         return from_gguf(opened.tensors.metadata)
     from hllm_jax.tokenizers.folder import load_tokenizer
 
