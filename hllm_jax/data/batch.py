@@ -1,4 +1,9 @@
-"""The batch every language-model objective reads."""
+"""The batches that objectives read: typed dicts of arrays with a leading batch axis.
+
+NumPy on the host, `jax.Array` once they are placed. B rows, L positions of the (encoder's) row, T of the
+decoder's. Segments keep what stands in one row apart: 0 is padding, 1, 2, … are the segments in order, and
+nothing is seen across them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LMBatch(TypedDict):
-    """One batch of B rows of L (input, target) pairs; NumPy on the host, `jax.Array` once it is placed.
+    """One batch of B rows of L (input, target) pairs.
 
     A document of n tokens gives n-1 pairs, so no pair crosses documents: position i of a row holds an input
     token and the token that follows it in the same document.
@@ -27,4 +32,50 @@ class LMBatch(TypedDict):
     segment_ids: Array
     """int32 [B, L], 0 = padding, 1, 2, … = the documents of this row in order."""
     positions: Array
-    """int32 [B, L], 0, 1, … from the start of each segment of the row; 0 on padding."""
+    """int32 [B, L], 0, 1, … from the start of each segment of the row; 0 on padding. For models with
+    two-dimensional positions int32 [B, L, 2]: (place in the corrupted text, place in the filled span)."""
+
+
+class PrefixBatch(LMBatch):
+    """Rows of which a part is read in both directions before the rest is predicted."""
+
+    prefix: Array
+    """int32 [B, L], 1 on tokens that every token of their segment sees, else 0."""
+
+
+class MaskedBatch(LMBatch):
+    """Rows in which some tokens were replaced. `tokens` are what the model sees, `targets` what was there;
+    `weights` is 1 on the chosen ones."""
+
+
+class SentencePairBatch(MaskedBatch):
+    """Rows `[CLS] A [SEP] B [SEP]`, with the question whether B is what it should be."""
+
+    token_types: Array
+    """int32 [B, L], 0 on `[CLS] A [SEP]` and on padding, 1 on `B [SEP]`."""
+    pair_labels: Array
+    """int32 [B], 0 where B follows A as written, 1 where it does not."""
+    pair_weights: Array
+    """float32 [B], 0 on empty rows."""
+
+
+class Seq2SeqBatch(TypedDict):
+    """B rows of one or several (source, target) segments; segment i of the decoder sees segment i of the
+    encoder."""
+
+    tokens: Array
+    """int32 [B, L], what the encoder reads."""
+    segment_ids: Array
+    """int32 [B, L]."""
+    positions: Array
+    """int32 [B, L], 0, 1, … from the start of each segment."""
+    decoder_tokens: Array
+    """int32 [B, T], what the decoder reads: the start token and the target."""
+    targets: Array
+    """int32 [B, T], what it predicts: the target and the end token."""
+    weights: Array
+    """float32 [B, T], weight of predicting the target."""
+    decoder_segment_ids: Array
+    """int32 [B, T]."""
+    decoder_positions: Array
+    """int32 [B, T]."""

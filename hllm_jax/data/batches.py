@@ -9,57 +9,20 @@ import numpy as np
 
 from hllm_jax.data.errors import DataError
 from hllm_jax.data.mixture import Mixture
-from hllm_jax.data.plan import ConcatPlan, FirstFitPlan, Plan, Segment
 from hllm_jax.data.preparation import TokenizedData, check_ids
 from hllm_jax.data.sources import digest
-from hllm_jax.data.store import Span, TokenStore
+from hllm_jax.data.stream import Stream
+from hllm_jax.data.transforms.causal import CausalRows
 
 if TYPE_CHECKING:
-    from hllm_jax.data.batch import LMBatch
+    from hllm_jax.data.items import Segment
+    from hllm_jax.data.store import Span, TokenStore
+    from hllm_jax.data.transforms.piece import Batch, Transform
 
 PLAN = 1  # raise it when the same (config, seed, n) would give another batch
 
 
-class Stream:
-    """Documents of one or several stores under one numbering, with their plan."""
-
-    def __init__(self, stores: Sequence[TokenStore], data: TokenizedData, length: int, seed: int) -> None:
-        self.stores = list(stores)
-        self.offsets = np.concatenate([[0], np.cumsum([len(store) for store in stores])])
-        lengths = np.concatenate([store.lengths for store in stores])
-        trained = np.concatenate([store.trained for store in stores])
-        weighted = any(store.weighted for store in stores)
-        self.plan: Plan
-        if data.config.packing == "concat":
-            self.plan = ConcatPlan(
-                lengths, length, seed, data.config.shuffle, int(trained.sum(dtype=np.int64))
-            )
-        else:
-            self.plan = FirstFitPlan(
-                lengths,
-                length,
-                seed,
-                data.config.overlong,
-                data.config.shuffle,
-                trained,
-                self.weights_of if weighted else None,
-            )
-
-    def locate(self, document: int) -> tuple[int, int]:
-        """(store, document in it) of a document of the stream."""
-        store = int(np.searchsorted(self.offsets, document, "right")) - 1
-        return store, document - int(self.offsets[store])
-
-    def weights_of(self, document: int) -> np.ndarray:
-        """uint8 [tokens]: the weights of one document."""
-        number, local = self.locate(document)
-        store = self.stores[number]
-        length = int(store.lengths[local])
-        ((_, weights),) = store.read([Span(local, 0, length)])
-        return np.ones(length, np.uint8) if weights is None else weights
-
-
-class Batches(Sequence["LMBatch"]):
+class Batches(Sequence["Batch"]):
     """The batches of a training run or an evaluation: `batches[n]` is the global batch of step n.
 
     Rows go on from one epoch into the next. With `epochs`, the last batch is filled up with rows of weight 0
@@ -67,13 +30,18 @@ class Batches(Sequence["LMBatch"]):
     (`mixture`), each going through its own epochs; then an epoch of the whole is as many rows as the sources
     have together.
 
+    What a row looks like is the transform's: `LMBatch` for causal language models, others of `data.batch`
+    for other objectives.
+
     Args:
         data: what `prepare` returned; packing, overlong policy and shuffling are those of its config.
         batch_size: B, rows in the global batch.
-        sequence_length: L, (input, target) pairs in a row.
-        seed: of the order of documents and rows.
+        sequence_length: L, positions in a row.
+        seed: of the order of documents and rows, and of what a transform draws.
         epochs: how often everything is read; None: without end.
         vocab_size: of the model that will read the batches; checked against the largest id.
+        transform: from pieces of documents to a row; None: causal language models.
+        settings: of the transform, for the fingerprint.
 
     Raises:
         DataError: the vocabulary is too small, a record is longer than a row under `overlong: error`, or no
@@ -88,6 +56,8 @@ class Batches(Sequence["LMBatch"]):
         seed: int,
         epochs: int | None = None,
         vocab_size: int | None = None,
+        transform: Transform | None = None,
+        settings: str = "",
     ) -> None:
         for name, number in (
             ("batch_size", batch_size),
@@ -99,13 +69,16 @@ class Batches(Sequence["LMBatch"]):
         if vocab_size is not None:
             check_ids(data.max_id, vocab_size, "model.vocab_size")
         self.data, self.batch_size, self.sequence_length = data, batch_size, sequence_length
-        self.seed, self.epochs = seed, epochs
+        self.seed, self.epochs, self.settings = seed, epochs, settings
+        self.transform = CausalRows(sequence_length, data.pad_id) if transform is None else transform
         weights = [source.weight for source in data.config.sources]
         shares = [weight for weight in weights if weight is not None]
         self.mixture = Mixture(shares) if len(shares) == len(weights) and len(shares) > 1 else None
         groups = [[store] for store in data.stores] if self.mixture else [list(data.stores)]
         # Every source of a mixture has an order of its own.
-        self.streams = [Stream(group, data, sequence_length, seed + i) for i, group in enumerate(groups)]
+        self.streams = [
+            Stream(group, data.config, self.transform, seed + i) for i, group in enumerate(groups)
+        ]
         self.rows_per_epoch = sum(stream.plan.rows for stream in self.streams)
 
     @property
@@ -137,7 +110,8 @@ class Batches(Sequence["LMBatch"]):
             config.overlong,
         )
         mixed = [str(share) for share in self.mixture.shares] if self.mixture else []
-        return digest(self.data.fingerprint, *map(str, parts), str(config.shuffle), *mixed)
+        settings = [self.settings] if self.settings else []
+        return digest(self.data.fingerprint, *map(str, parts), str(config.shuffle), *mixed, *settings)
 
     @property
     def stats(self) -> dict[str, float]:
@@ -155,7 +129,7 @@ class Batches(Sequence["LMBatch"]):
         total["trained_share"] = total["trained_tokens"] / pairs if pairs else 0.0
         return total
 
-    def __getitem__(self, n: int) -> LMBatch:  # pyrefly: ignore[bad-override]
+    def __getitem__(self, n: int) -> Batch:  # pyrefly: ignore[bad-override]
         """Global batch n (NumPy); slices are not supported.
 
         Raises:
@@ -163,50 +137,38 @@ class Batches(Sequence["LMBatch"]):
         """
         return self.rows(n, 0, self.batch_size)
 
-    def rows(self, n: int, start: int, stop: int) -> LMBatch:
+    def rows(self, n: int, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` of global batch n: what one host reads of it."""
         if n < 0 or (self.steps is not None and n >= self.steps):
             raise IndexError(f"batch {n} of {self.steps}")
         if not 0 <= start <= stop <= self.batch_size:
             raise IndexError(f"rows {start} to {stop} of a batch of {self.batch_size}")
-        shape = (stop - start, self.sequence_length)
-        pad = self.data.pad_id
-        tokens, targets = np.full(shape, pad, np.int32), np.full(shape, pad, np.int32)
-        weights = np.zeros(shape, np.float32)
-        segment_ids, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        wanted: dict[TokenStore, list[tuple[Span, int, int]]] = {}
-        for line in range(shape[0]):
-            column = 0
-            stream, segments = self.segments(n * self.batch_size + start + line)
-            for number, segment in enumerate(segments, start=1):
-                which, document = stream.locate(segment.document)
-                span = Span(document, segment.start, segment.start + segment.count + 1)
-                wanted.setdefault(stream.stores[which], []).append((span, line, column))
-                end = column + segment.count
-                segment_ids[line, column:end] = number
-                positions[line, column:end] = np.arange(segment.count)
-                column = end
-        for store, places in wanted.items():
-            for (span, line, column), (ids, marks) in zip(
-                places, store.read([span for span, _, _ in places]), strict=True
-            ):
-                end = column + span.stop - span.start - 1
-                tokens[line, column:end] = ids[:-1]
-                targets[line, column:end] = ids[1:]
-                weights[line, column:end] = 1.0 if marks is None else marks[1:]
-        return {
-            "tokens": tokens,
-            "targets": targets,
-            "weights": weights,
-            "segment_ids": segment_ids,
-            "positions": positions,
-        }
+        batch = self.transform.empty(stop - start)
+        lines = [self.segments(n * self.batch_size + number) for number in range(start, stop)]
+        spans = [stream.span(segment) for stream, _, segments in lines for segment in segments]
+        texts = iter(read_spans(spans))
+        for line, (stream, epoch, segments) in enumerate(lines):
+            pieces = [stream.piece(segment, epoch, *next(texts)) for segment in segments]
+            self.transform.write(batch, line, pieces)
+        return batch
 
-    def segments(self, row: int) -> tuple[Stream, list[Segment]]:
-        """The stream and the segments of row number `row`, counted from the start of training."""
+    def segments(self, row: int) -> tuple[Stream, int, Sequence[Segment]]:
+        """The stream, its epoch and the segments of row number `row`, counted from the start of training."""
         if self.total_rows is not None and row >= self.total_rows:
-            return self.streams[0], []
+            return self.streams[0], 0, []
         source, number = self.mixture.locate(row) if self.mixture else (0, row)
         stream = self.streams[source]
         epoch, place = divmod(number, stream.plan.rows)
-        return stream, stream.plan.segments(epoch, place)
+        return stream, epoch, stream.plan.segments(epoch, place)
+
+
+def read_spans(spans: Sequence[tuple[TokenStore, Span]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Tokens and marks of every span, in order; each store is read once."""
+    places: dict[TokenStore, list[int]] = {}
+    for place, (store, _) in enumerate(spans):
+        places.setdefault(store, []).append(place)
+    found: list[tuple[np.ndarray, np.ndarray | None]] = [(np.zeros(0, np.int32), None)] * len(spans)
+    for store, numbers in places.items():
+        for place, text in zip(numbers, store.read([spans[i][1] for i in numbers]), strict=True):
+            found[place] = text
+    return found

@@ -9,6 +9,7 @@ from hllm_jax.config import Invalid, config
 
 if TYPE_CHECKING:
     from hllm_jax.data.batches import Batches
+    from hllm_jax.data.objective import ObjectiveConfig
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 
@@ -84,12 +85,12 @@ class DataConfig:
 
     sources: tuple[SourceConfig, ...] = field(default_factory=default_sources)
     """Where the records come from."""
-    packing: Literal["concat", "first_fit"] = "concat"
-    """`concat`: rows are windows of all documents joined (pretraining). `first_fit`: whole records are packed
-    into rows (conversations)."""
+    packing: Literal["concat", "first_fit", "none"] = "concat"
+    """`concat`: documents are cut so that rows are full (pretraining). `first_fit`: whole records are packed
+    into rows (conversations). `none`: every record has a row of its own."""
     overlong: Literal["error", "truncate", "drop", "split"] = "truncate"
-    """`first_fit` only: what happens to a record longer than the row. Whatever it is, it is counted.
-    (`concat` cuts every document at row ends and loses nothing.)"""
+    """What happens to a record longer than the row. Whatever it is, it is counted. (`concat` cuts every
+    document at row ends and loses nothing.)"""
     holdout: float = 0.01
     """Share of records held out by content hash, for sources without a validation split of their own."""
     shuffle: bool = True
@@ -127,15 +128,31 @@ class DataConfig:
         seed: int,
         epochs: int | None = None,
         split: str = "train",
+        objective: ObjectiveConfig | None = None,
     ) -> Batches:
-        """Prepare this data (cached) and plan its batches; see `hllm_jax.data.Batches`."""
+        """Prepare this data (cached) and plan its batches; see `hllm_jax.data.Batches`.
+
+        Args:
+            tokenizer: of the run.
+            batch_size, sequence_length, seed, epochs: see `Batches`.
+            split: "train" or "validation".
+            objective: what the rows are for; None: causal language models.
+
+        Raises:
+            DataError: see `prepare` and `ObjectiveConfig.transform`.
+        """
         from hllm_jax.data.batches import Batches
+        from hllm_jax.data.objective import ObjectiveConfig
         from hllm_jax.data.preparation import prepare
 
+        objective = objective or ObjectiveConfig()
+        transform = objective.transform(tokenizer, sequence_length)
         return Batches(
-            prepare(self, tokenizer, split),
+            prepare(self, tokenizer, split, form=transform.form),
             batch_size=batch_size,
             sequence_length=sequence_length,
             seed=seed,
             epochs=epochs,
+            transform=transform,
+            settings="" if objective.kind == "causal" else f"{objective.kind} {objective.settings()!r}",
         )

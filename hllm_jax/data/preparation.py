@@ -21,6 +21,7 @@ from hllm_jax.data.errors import DataError
 from hllm_jax.data.rendering import Rendered, rendered_chunks
 from hllm_jax.data.sources import Counts, Opened, digest, open_source, records
 from hllm_jax.data.store import FILES, TokenStore, TokenWriter
+from hllm_jax.data.tokenization import Tokenization, tokenize_pairs, tokenize_texts
 from hllm_jax.tokenizers.errors import MessageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # raise it when the same input would give other tokens or another layout
 CHUNK_RECORDS = 1024
 CHUNK_CHARACTERS = 2**21
+PLAIN = Tokenization()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,7 @@ def prepare(
     tokenizer: Tokenizer,
     split: str = "train",
     progress: Callable[[str, int], None] | None = None,
+    form: Tokenization = PLAIN,
 ) -> TokenizedData:
     """Tokenize every source of a data section, or find it done.
 
@@ -92,12 +95,15 @@ def prepare(
         tokenizer: documents become `encode_document`, conversations `render`.
         split: "train" or "validation" (each source's own, or held out by content hash).
         progress: called now and then with (source, records done).
+        form: what else an objective wants of the tokens.
 
     Raises:
         DataError: bad input (with file and line), no usable record (with the keys seen), no trained token, or
             a vocabulary smaller than the largest id. Nothing half-made is left behind.
     """
-    stores = tuple(prepare_source(source, config, tokenizer, split, progress) for source in config.sources)
+    stores = tuple(
+        prepare_source(source, config, tokenizer, split, progress, form) for source in config.sources
+    )
     return TokenizedData(config, split, stores, tokenizer.pad_id, tokenizer.vocab_size)
 
 
@@ -107,6 +113,7 @@ def prepare_source(
     tokenizer: Tokenizer,
     split: str,
     progress: Callable[[str, int], None] | None = None,
+    form: Tokenization = PLAIN,
 ) -> TokenStore:
     """Tokenize one source into its folder of the cache, unless it is there."""
     opened = open_source(source, split, config.holdout)
@@ -114,8 +121,14 @@ def prepare_source(
         name: getattr(source, name)
         for name in ("limit", "min_chars", "max_chars", "field", "documents", "deduplicate", "malformed")
     }
+    wanted = [] if form == PLAIN else [repr(form)]
     key = digest(
-        f"format {FORMAT}", opened.fingerprint, repr(opened.share), repr(settings), tokenizer.fingerprint
+        f"format {FORMAT}",
+        opened.fingerprint,
+        repr(opened.share),
+        repr(settings),
+        tokenizer.fingerprint,
+        *wanted,
     )
     root = Path(config.cache).expanduser() if config.cache else cache_dir() / "tokens"
     folder = root / key[:32]
@@ -123,7 +136,7 @@ def prepare_source(
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # without its description it is damaged
         with new_folder(folder) as unfinished:
-            tokenize(opened, source, tokenizer, unfinished, key, config.workers, progress)
+            tokenize(opened, source, tokenizer, unfinished, key, config.workers, progress, form)
     return TokenStore(folder)
 
 
@@ -174,15 +187,24 @@ def tokenize(
     key: str,
     workers: int | None,
     progress: Callable[[str, int], None] | None,
+    form: Tokenization,
 ) -> None:
     """Stream the records of one source through the tokenizer into `folder`."""
     counts = Counts()
     stream = records(opened, source, counts)
+    if not form.pairs:
+        stream = ((place, record.conversation) for place, record in stream)
     first = next(stream)  # `records` raises when there is none
-    weighted = first[1].messages is not None
-    writer = TokenWriter(folder, tokenizer.vocab_size, weighted)
-    alike = chunks(of_one_kind(itertools.chain([first], stream), weighted))
-    if weighted:
+    kind = form.kind(first[1], first[0])
+    writer = TokenWriter(
+        folder,
+        tokenizer.vocab_size,
+        weighted=kind != "text",
+        words=form.words is not None,
+        sentences=form.sentences,
+    )
+    alike = chunks(of_one_kind(itertools.chain([first], stream), kind, form))
+    if kind == "conversation":
         renderings = rendered_chunks(alike, tokenizer, workers)
     else:
         renderings = ((chunk, None) for chunk in alike)
@@ -190,17 +212,21 @@ def tokenize(
         for chunk, rendered in renderings:
             if rendered is not None:
                 add_conversations(chunk, rendered, writer, counts, source.malformed)
+            elif kind == "pair":
+                add_pairs(chunk, tokenizer, writer, counts)
             else:
-                add_documents(chunk, tokenizer, writer, counts)
+                add_documents(chunk, tokenizer, writer, counts, form)
             check_ids(writer.max_id, tokenizer.vocab_size, opened.label)
             if progress:
                 progress(opened.label, counts.records)
     if counts.trained_tokens == 0:
-        raise DataError(
-            f"0 trained tokens in {counts.records + counts.untrained} records: "
-            "no conversation has an assistant turn that the chat template marks as generated",
-            opened.label,
-        )
+        reason = {
+            "text": "no text has two tokens",
+            "pair": "no pair has a source and a target that are not empty",
+            "conversation": "no conversation has an assistant turn that the chat template marks as generated",
+        }[kind]
+        read = counts.records + counts.untrained
+        raise DataError(f"0 trained tokens in {read} records: {reason}", opened.label)
     writer.close(
         {
             "label": opened.label,
@@ -212,10 +238,12 @@ def tokenize(
     )
 
 
-def of_one_kind(stream: Iterator[tuple[str, Record]], chat: bool) -> Iterator[tuple[str, Record]]:
-    """The records, as long as all are conversations (`chat`) or all are texts."""
+def of_one_kind(
+    stream: Iterator[tuple[str, Record]], kind: str, form: Tokenization
+) -> Iterator[tuple[str, Record]]:
+    """The records, as long as all are of one kind."""
     for place, record in stream:
-        if (record.messages is not None) != chat:
+        if form.kind(record, place) != kind:
             raise DataError(
                 "texts and conversations are mixed in one source; make two sources of them", place
             )
@@ -238,14 +266,35 @@ def chunks(stream: Iterator[tuple[str, Record]]) -> Iterator[list[tuple[str, Rec
 
 
 def add_documents(
+    chunk: list[tuple[str, Record]],
+    tokenizer: Tokenizer,
+    writer: TokenWriter,
+    counts: Counts,
+    form: Tokenization,
+) -> None:
+    """Encode texts as documents; one without any token (white space, for some tokenizers) is dropped."""
+    texts = [record.text or "" for _, record in chunk]
+    for ids, words, sentences in tokenize_texts(texts, tokenizer, form):
+        if not ids:
+            counts.too_short += 1
+            counts.records -= 1
+            continue
+        counts.trained_tokens += writer.add(ids, words, sentences)
+        counts.tokens += len(ids)
+
+
+def add_pairs(
     chunk: list[tuple[str, Record]], tokenizer: Tokenizer, writer: TokenWriter, counts: Counts
 ) -> None:
-    """Encode texts as documents: `[bos] + ids + [eos]`."""
-    before = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-    for ids in tokenizer.encode_batch([record.text or "" for _, record in chunk]):
-        document = [*before, *ids, tokenizer.eos_id]
-        counts.trained_tokens += writer.add(document)
-        counts.tokens += len(document)
+    """Store pairs of texts; those with an empty side are dropped and counted."""
+    pairs = [record.pair or ("", "") for _, record in chunk]
+    for tokens, weights in tokenize_pairs(pairs, tokenizer):
+        if not tokens or weights[0] == 1 or weights[-1] == 0:
+            counts.untrained += 1
+            counts.records -= 1
+            continue
+        counts.trained_tokens += writer.add(tokens, weights)
+        counts.tokens += len(tokens)
 
 
 def add_conversations(

@@ -1,4 +1,4 @@
-"""Records as people write them, recognised by key and brought to two forms: a text, or a conversation.
+"""Records as people write them, recognised by key and brought to three forms: a text, a conversation, a pair.
 
 Accepted, one record each:
 
@@ -7,6 +7,7 @@ Accepted, one record each:
 - `[{"role": "user", "content": "…"}, …]`                               the same as a bare JSON list
 - `{"conversations": [{"from": "human", "value": "…"}, …]}`             ShareGPT, BELLE
 - `{"instruction": "…", "input": "…", "output": "…"}`                   Alpaca (`system`, `history` optional)
+- `{"source": "…", "target": "…"}` or `{"prompt": "…", "response": "…"}`  a pair: what comes in, what goes out
 
 Further keys (`id`, `source`, …) are left alone; `tools` goes to the chat template.
 """
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 ACCEPTED = (
     'accepted are {"text"}, {"messages": [{"role", "content"}]}, a bare list of such messages, '
-    '{"conversations": [{"from", "value"}]} and {"instruction", "input", "output"}; '
+    '{"conversations": [{"from", "value"}]}, {"instruction", "input", "output"}, {"source", "target"} and '
+    '{"prompt", "response"}; '
     "another key for the text is named by `field`"
 )
 
@@ -41,35 +43,54 @@ SHAREGPT_ROLES = {
     "observation": "tool",
 }
 
+PAIRS = (("source", "target"), ("prompt", "response"))
+
 Message = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """A document (`text`) or a conversation (`messages`); exactly one of the two is there."""
+    """A document (`text`), a conversation (`messages`) or a pair of texts (`pair`); exactly one is there."""
 
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     tools: tuple[Any, ...] | None = None
+    pair: tuple[str, str] | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """The text, the contents of the messages, or the two texts of the pair."""
+        if self.text is not None:
+            return [self.text]
+        if self.pair is not None:
+            return list(self.pair)
+        return [message["content"] or "" for message in self.messages or ()]
 
     @property
     def characters(self) -> int:
         """Length in characters, of the text or of all contents together."""
-        if self.text is not None:
-            return len(self.text)
-        return sum(len(message["content"] or "") for message in self.messages or ())
+        return sum(map(len, self.parts))
 
     @property
     def plain_text(self) -> str:
-        """The text, or the contents of the messages joined by newlines: what a tokenizer trains on."""
-        if self.text is not None:
-            return self.text
-        return "\n".join(message["content"] or "" for message in self.messages or ())
+        """The text, or the parts of another record joined by newlines: what a tokenizer trains on."""
+        return "\n".join(self.parts)
+
+    @property
+    def conversation(self) -> Record:
+        """A pair as a conversation of two turns; any other record as it is."""
+        if self.pair is None:
+            return self
+        asked, answered = self.pair
+        turns = ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
+        return Record(messages=turns)
 
     def content_hash(self) -> bytes:
         """16 bytes that two records share exactly when they say the same."""
         if self.text is not None:
             said = self.text
+        elif self.pair is not None:
+            said = json.dumps(self.pair, ensure_ascii=False)
         else:
             said = json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)
         return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -109,6 +130,11 @@ def parse_record(value: object, where: str, field: str | None = None) -> Record:
             )
         return Record(text=expect_text(value[field], field, where))
     forms = [key for key in ("text", "messages", "conversations", "instruction") if key in value]
+    # `source` alone is where a record comes from; only both keys make a pair.
+    pairs = [names for names in PAIRS if names[0] in value and names[1] in value]
+    if not forms and len(pairs) == 1:
+        first, second = (expect_text(value[name], name, where) for name in pairs[0])
+        return Record(pair=(first, second))
     if len(forms) != 1:
         problem = "ambiguous: " + " and ".join(forms) if forms else "no usable key"
         raise DataError(f"{problem}; keys seen: {keys_of(value)}; {ACCEPTED}", where)

@@ -268,9 +268,7 @@ def records(opened: Opened, source: SourceConfig, counts: Counts) -> Iterator[tu
 def utf8_length(record: Record, place: str) -> int:
     """Bytes of the record's text in UTF-8; JSON can spell half a surrogate pair, which is no text."""
     try:
-        if record.text is not None:
-            return len(record.text.encode())
-        return sum(len((message["content"] or "").encode()) for message in record.messages or ())
+        return sum(len(part.encode()) for part in record.parts)
     except UnicodeEncodeError as error:
         raise DataError(f"the text holds half of a surrogate pair ({error.reason})", place) from None
 

@@ -2,8 +2,8 @@
 
 A document of n tokens lies in ceil(n / PIECE) records of at most PIECE tokens, so that reading one row of a
 long book does not read the book, while a poem is a single record. A record is its token ids (uint16 while the
-vocabulary allows, else uint32, little endian), followed by one weight byte a token where the source has
-weights.
+vocabulary allows, else uint32, little endian), followed by one mark byte a token where the source has marks:
+the weight of the token as a target, or whether it begins a word.
 """
 
 from __future__ import annotations
@@ -30,39 +30,71 @@ FILES = {
     "lengths": "lengths.npy",
     "trained": "trained.npy",
     "first": "first_trained.npy",
+    "sentences": "sentences.npy",
     "description": "data.json",
 }
 
 
 class TokenWriter:
-    """Writes documents into a new folder; `close` completes it."""
+    """Writes documents into a new folder; `close` completes it.
 
-    def __init__(self, folder: Path, vocab_size: int, weighted: bool) -> None:
+    Args:
+        folder: empty.
+        vocab_size: number of ids.
+        weighted: documents come with a weight for every token.
+        words: documents come with a mark for every token: whether it begins a word.
+        sentences: documents come with the first tokens of their sentences.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vocab_size: int,
+        weighted: bool,
+        words: bool = False,
+        sentences: bool = False,
+    ) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        self.folder, self.weighted = folder, weighted
+        assert not (weighted and words), "one mark a token"
+        self.folder, self.weighted, self.words, self.sentences = folder, weighted, words, sentences
         self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
         self.writer = ArrayRecordWriter(str(folder / FILES["records"]), WRITER)
         self.hash = hashlib.blake2b(digest_size=16)
         self.lengths, self.trained, self.first = (array.array("i") for _ in range(3))
+        self.ends, self.total = array.array("q"), 0
         self.max_id = -1
 
-    def add(self, tokens: Sequence[int], weights: Sequence[int] | None = None) -> int:
-        """Append a document; returns how many of its targets (all tokens but the first) are trained."""
+    def add(
+        self,
+        tokens: Sequence[int],
+        marks: Sequence[int] | np.ndarray | None = None,
+        sentence_starts: Sequence[int] | np.ndarray = (),
+    ) -> int:
+        """Append a document; returns how many of its targets (all tokens but the first) are trained.
+
+        Args:
+            tokens: its ids, at least one.
+            marks: of each token, its weight or whether it begins a word, as this writer was told.
+            sentence_starts: ascending, the first token of each sentence.
+        """
         ids = np.asarray(tokens, np.int64)
         self.max_id = max(self.max_id, int(ids.max()))
         stored = ids.astype(self.dtype)
-        marks = np.asarray(weights, np.uint8) if self.weighted else None
+        flags = np.asarray(marks, np.uint8) if self.weighted or self.words else None
         for start in range(0, len(stored), PIECE):
             record = stored[start : start + PIECE].tobytes()
-            if marks is not None:
-                record += marks[start : start + PIECE].tobytes()
+            if flags is not None:
+                record += flags[start : start + PIECE].tobytes()
             self.writer.write(record)
             self.hash.update(record)
         self.lengths.append(len(stored))
-        if marks is None:
+        if self.sentences:
+            self.ends.extend(self.total + int(end) for end in [*sentence_starts[1:], len(stored)])
+        self.total += len(stored)
+        if flags is None or not self.weighted:
             return len(stored) - 1
-        learned = np.flatnonzero(marks[1:])
+        learned = np.flatnonzero(flags[1:])
         self.trained.append(len(learned))
         self.first.append(int(learned[0]) + 1 if len(learned) else len(stored))
         return len(learned)
@@ -74,9 +106,12 @@ class TokenWriter:
         if self.weighted:
             np.save(self.folder / FILES["trained"], np.frombuffer(self.trained, np.int32))
             np.save(self.folder / FILES["first"], np.frombuffer(self.first, np.int32))
+        if self.sentences:
+            np.save(self.folder / FILES["sentences"], np.frombuffer(self.ends, np.int64))
         description |= {
             "dtype": self.dtype.str,
             "weighted": self.weighted,
+            "words": self.words,
             "documents": len(self.lengths),
             "max_id": self.max_id,
             "content": self.hash.hexdigest(),
@@ -100,6 +135,8 @@ class TokenStore:
         self.folder = folder
         self.description: dict[str, Any] = json.loads((folder / FILES["description"]).read_text())
         self.weighted: bool = self.description["weighted"]
+        self.words: bool = self.description.get("words", False)
+        self.marked = self.weighted or self.words
         self.dtype = np.dtype(self.description["dtype"])
         self.lengths: np.ndarray = np.load(folder / FILES["lengths"], mmap_mode="r")
         self.lock = threading.Lock()
@@ -126,6 +163,15 @@ class TokenStore:
         return np.ones(len(self.lengths), np.int32)
 
     @functools.cached_property
+    def sentence_ends(self) -> np.ndarray:
+        """int64 [sentences]: where each sentence ends in the tokens of all documents joined.
+
+        A store that was prepared without sentences has one sentence a document.
+        """
+        path = self.folder / FILES["sentences"]
+        return np.load(path, mmap_mode="r") if path.exists() else np.cumsum(self.lengths, dtype=np.int64)
+
+    @functools.cached_property
     def first_piece(self) -> np.ndarray:
         """int64 [documents]: number of each document's first record."""
         pieces = -(-self.lengths // PIECE)
@@ -146,7 +192,7 @@ class TokenStore:
         return reader
 
     def read(self, spans: Sequence[Span]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Tokens (the stored dtype) of each span, and their weights (uint8) where the source has any."""
+        """Tokens (the stored dtype) of each span, and their marks (uint8) where the source has any."""
         with self.lock:
             reader = self.reader
         wanted: dict[int, int] = {}
@@ -160,17 +206,15 @@ class TokenStore:
         for span in spans:
             first = int(self.first_piece[span.document])
             tokens: list[np.ndarray] = []
-            weights: list[np.ndarray] = []
+            marks: list[np.ndarray] = []
             for number in range(span.start // PIECE, (span.stop - 1) // PIECE + 1):
                 record = records[wanted[first + number]]
-                count = len(record) // (width + self.weighted)
+                count = len(record) // (width + self.marked)
                 low, high = max(0, span.start - number * PIECE), min(count, span.stop - number * PIECE)
                 tokens.append(np.frombuffer(record, self.dtype, high - low, low * width))
-                if self.weighted:
-                    weights.append(np.frombuffer(record, np.uint8, high - low, count * width + low))
+                if self.marked:
+                    marks.append(np.frombuffer(record, np.uint8, high - low, count * width + low))
             joined = tokens[0] if len(tokens) == 1 else np.concatenate(tokens)
-            marks = (
-                None if not self.weighted else weights[0] if len(weights) == 1 else np.concatenate(weights)
-            )
-            found.append((joined, marks))
+            flags = marks[0] if len(marks) == 1 else np.concatenate(marks) if marks else None
+            found.append((joined, flags))
         return found

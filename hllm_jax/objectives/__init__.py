@@ -3,8 +3,12 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    from hllm_jax.objectives.build import make_loss as make_loss
     from hllm_jax.objectives.language_model import causal_lm as causal_lm
     from hllm_jax.objectives.language_model import cross_entropy as cross_entropy
+    from hllm_jax.objectives.language_model import token_sums as token_sums
+    from hllm_jax.objectives.masked import masked_lm as masked_lm
+    from hllm_jax.objectives.sequence_to_sequence import seq2seq as seq2seq
     from hllm_jax.objectives.sums import Loss as Loss
     from hllm_jax.objectives.sums import Sums as Sums
     from hllm_jax.objectives.sums import add as add

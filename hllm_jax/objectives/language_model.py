@@ -1,4 +1,4 @@
-"""Next-token prediction."""
+"""Predicting tokens: cross-entropy, and the loss of decoders."""
 
 from __future__ import annotations
 
@@ -53,48 +53,86 @@ def _backward(
 cross_entropy.defvjp(_forward, _backward)
 
 
-def causal_lm(model: nn.Module, z_loss: float = 0.0) -> Loss:
-    """The loss of a language model on packed rows.
+def token_sums(
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Sums:
+    """Weighted sums over the targets of a batch.
 
-        loss = Σ w·(nll + z_loss·log_z²) / Σ w       (the quotient is taken by `mean`, over the global batch)
+        loss = Σ w·((1 - ε)·nll + ε·uniform + z_loss·log_z²) / Σ w,   uniform = -1/V Σ_v log p(v)
 
-    All arithmetic after the logits is float32. Which targets count is said by `batch["weights"]` alone: ids
-    (padding, end of text) are never looked at, so pad = eos is harmless and the end of a document is learned.
+    (the quotient is taken by `mean`, over the global batch). `uniform` is the cross-entropy to all tokens
+    alike: label smoothing as in Szegedy et al. 2016, section 7, and Vaswani et al. 2017, section 5.4. All
+    arithmetic is float32. Which targets count is said by the weights alone: ids (padding, end of text) are
+    never looked at, so pad = eos is harmless and the end of a document is learned.
 
     Args:
-        model: `model.apply(variables, tokens, segment_ids, positions, deterministic=…) -> (logits, cache)`.
+        logits: float `[..., V]`.
+        targets: int `[...]`.
+        weights: float `[...]`.
         z_loss: weight of the squared log-partition (Chowdhery et al. 2022, section 5: 1e-4), 0 for none.
+        label_smoothing: ε.
 
     Returns:
-        A loss over an `LMBatch` with the entries `loss`, `accuracy` (share of weighted targets whose logit is
-        the largest) and, with `z_loss`, `nll` without it.
+        `loss`, `accuracy` (share of weighted targets whose logit is the largest) and, with `z_loss` or
+        `label_smoothing`, `nll` without them.
+    """
+    logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    nll, log_z = cross_entropy(logits, targets)
+    frozen = jax.lax.stop_gradient(logits)
+    picked = jnp.take_along_axis(frozen, jnp.expand_dims(targets, -1), axis=-1)
+    hits = (picked >= jnp.max(frozen, axis=-1, keepdims=True)).astype(jnp.float32)
+
+    total = jnp.sum(weights)
+    plain = jnp.sum(weights * nll)
+    sums: Sums = {"loss": (plain, total)}
+    if z_loss or label_smoothing:
+        cost = plain
+        if label_smoothing:
+            uniform = jnp.sum(weights * (log_z - jnp.mean(logits, axis=-1)))
+            cost = (1.0 - label_smoothing) * plain + label_smoothing * uniform
+        if z_loss:
+            cost = cost + z_loss * jnp.sum(weights * jnp.square(log_z))
+        sums = {"loss": (cost, total), "nll": (plain, total)}
+    sums["accuracy"] = (jnp.sum(weights * jnp.squeeze(hits, -1)), total)
+    return sums
+
+
+def dropout(rng: jax.Array | None) -> dict[str, Any]:
+    """How a model is called: with dropout under this key, or without for None."""
+    return {"deterministic": True} if rng is None else {"deterministic": False, "rngs": {"dropout": rng}}
+
+
+def causal_lm(model: nn.Module, z_loss: float = 0.0) -> Loss:
+    """The loss of a decoder on packed rows: every token of weight predicts the next one.
+
+    With `prefix` in the batch, every token of a segment sees the prefix of that segment. So this is also the
+    loss of prefix language models (Raffel et al. 2020, section 3.2.3) and of autoregressive blank infilling
+    (Du et al. 2022, eq. 2: the sum over the shuffled spans of log p(span | part A, spans before it)), whose
+    rows have weights on what comes after the prefix.
+
+    Args:
+        model: `model.apply(variables, tokens, segment_ids, positions, deterministic=…) -> (logits, cache)`,
+            also with `prefix=…` for such batches.
+        z_loss: see `token_sums`.
+
+    Returns:
+        A loss over an `LMBatch` or `PrefixBatch` with the entries of `token_sums`.
     """
 
     def loss(variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
-        options: dict[str, Any] = {"deterministic": True}
-        if rng is not None:
-            options = {"deterministic": False, "rngs": {"dropout": rng}}
+        prefix = {"prefix": batch["prefix"]} if "prefix" in batch else {}
         logits, _ = model.apply(
             variables,
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
-            **options,
+            **prefix,
+            **dropout(rng),
         )
-        logits = logits.astype(jnp.float32)
-        weights = batch["weights"].astype(jnp.float32)
-        nll, log_z = cross_entropy(logits, batch["targets"])
-        frozen = jax.lax.stop_gradient(logits)
-        picked = jnp.take_along_axis(frozen, jnp.expand_dims(batch["targets"], -1), axis=-1)
-        hits = (picked >= jnp.max(frozen, axis=-1, keepdims=True)).astype(jnp.float32)
-
-        total = jnp.sum(weights)
-        plain = jnp.sum(weights * nll)
-        sums: Sums = {"loss": (plain, total)}
-        if z_loss:
-            sums["loss"] = (plain + z_loss * jnp.sum(weights * jnp.square(log_z)), total)
-            sums["nll"] = (plain, total)
-        sums["accuracy"] = (jnp.sum(weights * jnp.squeeze(hits, -1)), total)
-        return sums
+        return token_sums(logits, batch["targets"], batch["weights"], z_loss)
 
     return loss

@@ -8,7 +8,7 @@ and `mean` divides once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,20 @@ class Loss(Protocol):
     def __call__(self, variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
         """Sums over the rows of `batch`; `rng=None` means evaluation (no dropout)."""
         ...
+
+
+@runtime_checkable
+class WholeBatchLoss(Loss, Protocol):
+    """An objective of several means. It has to see the global batch before that is split."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The same batch with weights scaled so that one denominator serves all terms."""
+        ...
+
+
+def prepared(loss: Loss, batch: Batch) -> Batch:
+    """The global batch as the loss wants it."""
+    return loss.prepare(batch) if isinstance(loss, WholeBatchLoss) else batch
 
 
 def mean(sums: Sums) -> dict[str, jax.Array]:

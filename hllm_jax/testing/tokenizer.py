@@ -132,3 +132,50 @@ class ByteStream:
         """What is left; an incomplete character becomes U+FFFD."""
         text, self.held = self.held.decode("utf-8", "replace"), b""
         return text
+
+
+class SpecialByteTokenizer(ByteTokenizer):
+    """Bytes, and after them the special tokens of BERT, T5 and GLM: `special_ids` has their spellings.
+
+    A byte continues a word unless it is a blank, ASCII punctuation, or the first of a character of several.
+
+    Args:
+        sentinels: how many `<extra_id_…>` there are.
+    """
+
+    def __init__(self, sentinels: int = 100) -> None:
+        super().__init__()
+        names = ["[CLS]", "[SEP]", "[MASK]", "[sMASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>"]
+        names += [f"<extra_id_{number}>" for number in range(sentinels)]
+        added = {name: self.vocab_size + number for number, name in enumerate(names)}
+        self.special_ids = {**{name: number for number, name in enumerate(SPECIAL)}, **added}
+        self.spellings = {number: name for name, number in self.special_ids.items()}
+        self.vocab_size += len(names)
+        self.cls_id, self.sep_id, self.mask_id = (added[name] for name in ("[CLS]", "[SEP]", "[MASK]"))
+        self.sentinel_ids = tuple(added[name] for name in names if name.startswith("<extra_id_"))
+
+    @property
+    def continues_word(self) -> np.ndarray:
+        """bool [vocab_size]."""
+        continues = np.zeros(self.vocab_size, bool)
+        for byte in range(256):
+            begins = byte >= 0xC0 or (byte < 0x80 and not chr(byte).isalnum())
+            continues[FIRST_BYTE + byte] = not begins
+        return continues
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Text of the ids; special tokens by name unless skipped; broken UTF-8 becomes U+FFFD."""
+        return b"".join(
+            (b"" if skip_special else self.spellings[i].encode())
+            if i in self.spellings
+            else self.token_bytes(i)
+            for i in map(int, ids)
+        ).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The byte of a token; nothing for special tokens."""
+        return b"" if token in self.spellings else super().token_bytes(token)
+
+    def token_text(self, token: int) -> str:
+        """A token for display."""
+        return self.spellings[token] if token in self.spellings else super().token_text(token)

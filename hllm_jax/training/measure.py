@@ -16,7 +16,7 @@ from hllm_jax.training.step import make_eval_step
 
 
 def make_evaluation(
-    loss: Loss, layout: Layout, batches: Any, byte_lengths: np.ndarray, limit: int | None = None
+    loss: Loss, layout: Layout, batches: Any, byte_lengths: np.ndarray | None = None, limit: int | None = None
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function from a state to the metrics of held-out batches, always the same ones.
 
@@ -24,7 +24,8 @@ def make_evaluation(
         loss: its entry `loss` (or `nll`, where there is one) is the negative log-likelihood.
         layout: of the state.
         batches: `Batches` of the held-out split with `epochs=1`.
-        byte_lengths: int `[V]`, UTF-8 bytes that each token stands for (`tokenizer.byte_lengths`).
+        byte_lengths: int `[V]`, UTF-8 bytes that each token stands for (`tokenizer.byte_lengths`); None for
+            objectives that do not predict the whole text, where bits per byte would mean nothing.
         limit: at most this many batches.
     """
     step = make_eval_step(loss, layout)
@@ -42,7 +43,7 @@ def evaluate(
     step: Callable[[Batch], Sums],
     batches: Iterable[Mapping[str, Any]],
     put: Callable[[Mapping[str, Any]], Batch],
-    byte_lengths: np.ndarray,
+    byte_lengths: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Metrics over all batches; means are over tokens, not over batches.
 
@@ -57,7 +58,7 @@ def evaluate(
     total: dict[str, list[float]] = {}
     bytes_seen, pending = 0, None
     for batch in batches:
-        bytes_seen += count_bytes(batch, byte_lengths)
+        bytes_seen += 0 if byte_lengths is None else count_bytes(batch, byte_lengths)
         sums = step(put(batch))
         if pending is not None:
             _add(total, pending)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hllm_jax.objectives.sums import Batch, Loss, Sums, add, mean
+from hllm_jax.objectives.sums import Batch, Loss, Sums, add, mean, prepared
 from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.rules import BATCH
 from hllm_jax.parallel.state import TrainState, Tree, merge
@@ -122,7 +122,7 @@ def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulati
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
-        gradients, sums = accumulated(state.trainable, frozen, batch, key)
+        gradients, sums = accumulated(state.trainable, frozen, prepared(loss, batch), key)
         metrics = mean(sums)
         weight = sums["loss"][1]
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
@@ -151,7 +151,7 @@ def make_eval_step(loss: Loss, layout: Layout) -> Callable[[TrainState, Batch], 
 
     def evaluate(trainable: Tree, frozen: Tree, batch: Batch) -> Sums:
         with layout.activations():
-            return loss(merge(trainable, frozen), batch, None)
+            return loss(merge(trainable, frozen), prepared(loss, batch), None)
 
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
     jitted = jax.jit(evaluate, out_shardings=everywhere)
@@ -183,7 +183,8 @@ def split_rows(rows: jax.Array, parts: int, layout: Layout) -> jax.Array:
 
 
 def count_tokens(batch: Batch) -> jax.Array:
-    """Positions of a batch that hold a token, int32."""
-    if "segment_ids" in batch:
-        return jnp.sum((batch["segment_ids"] != 0).astype(jnp.int32))
+    """Positions of a batch that hold a token, those of encoder and decoder together; int32."""
+    segments = [ids for name, ids in batch.items() if name.endswith("segment_ids")]
+    if segments:
+        return sum((jnp.sum((ids != 0).astype(jnp.int32)) for ids in segments), jnp.int32(0))
     return jnp.asarray(next(iter(batch.values())).size, jnp.int32)

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 from hllm_jax.data import DataError
+from hllm_jax.data.items import pairs_room, whole_documents
 from hllm_jax.data.order import permutation
-from hllm_jax.data.plan import ConcatPlan, FirstFitPlan, pack_sizes
+from hllm_jax.data.packing import pack_sizes
+from hllm_jax.data.plan import ConcatPlan, FirstFitPlan
 
 RANDOM = np.random.default_rng(0)
+
+
+def first_fit(lengths, length, seed, overlong="truncate", shuffle=True, **weights):
+    """Whole documents packed into rows of so many pairs."""
+    items = whole_documents(lengths, pairs_room(length), overlong, **weights)
+    return FirstFitPlan(items, length, seed, shuffle)
 
 
 def covered(plan, epoch):
@@ -57,7 +65,7 @@ def test_concat_has_every_pair_once(length, shuffle):
 
 def test_epochs_differ_and_repeat():
     lengths = RANDOM.integers(2, 90, 200)
-    for kind in (ConcatPlan, FirstFitPlan):
+    for kind in (ConcatPlan, first_fit):
         plans = [kind(lengths, 128, seed=seed) for seed in (0, 0, 1)]
         rows = [
             [[plan.segments(epoch, row) for row in range(plan.rows)] for epoch in (0, 1)] for plan in plans
@@ -78,7 +86,7 @@ def test_without_shuffling_documents_come_in_order():
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_first_fit_keeps_documents_whole(shuffle):
     lengths = RANDOM.integers(2, 130, 500)
-    plan = FirstFitPlan(lengths, 128, seed=1, shuffle=shuffle)
+    plan = first_fit(lengths, 128, seed=1, shuffle=shuffle)
     pairs, rows = covered(plan, 2)
     assert set(pairs.values()) == {1}
     assert len(pairs) == int((lengths - 1).sum())
@@ -118,7 +126,7 @@ def test_packing_places_every_item(length):
 
 def test_packing_is_full_for_millions():
     lengths = np.clip(RANDOM.lognormal(5.0, 0.8, 3_500_000), 8, 2000).astype(np.int32)
-    plan = FirstFitPlan(lengths, 2048, seed=0)
+    plan = first_fit(lengths, 2048, seed=0)
     assert plan.stats["pairs"] == int((lengths - 1).sum(dtype=np.int64))
     assert plan.stats["pairs"] / (plan.rows * 2048) > 0.99
     assert 0 < sum(s.count for s in plan.segments(0, 0)) <= 2048
@@ -129,7 +137,7 @@ def overlong_plan(policy):
     lengths = np.array([4, 11, 7])
     weights = [np.ones(4), np.r_[np.zeros(8), np.ones(3)], np.r_[0, 1, np.zeros(5)]]
     trained = np.array([int(w[1:].sum()) for w in weights])
-    return FirstFitPlan(lengths, 4, 0, policy, trained=trained, weights_of=lambda i: weights[i])
+    return first_fit(lengths, 4, 0, policy, trained=trained, weights_of=lambda i: weights[i])
 
 
 def test_overlong_error_names_counts_and_remedy():
@@ -179,4 +187,4 @@ def test_overlong_policies_are_counted(policy, kept, expected):
 
 def test_nothing_left_is_an_error():
     with pytest.raises(DataError, match="no document is left"):
-        FirstFitPlan(np.array([50, 60]), 4, 0, "drop")
+        first_fit(np.array([50, 60]), 4, 0, "drop")
