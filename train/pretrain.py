@@ -1,7 +1,10 @@
 """Pretraining: raw text in, a base model out.
 
     hllm train configs/pretrain/tiny.yaml train.steps=100
+    hllm train configs/pretrain/bert-tiny.yaml
 
+The objective and the model are choices of the configuration: a decoder that predicts the next token, an
+encoder that guesses hidden ones, an encoder and decoder that fill in spans, and others (docs/objectives.md).
 Copy this file (`hllm recipes copy pretrain DIR`), change a line, and train with it.
 """
 
@@ -12,6 +15,7 @@ from typing import Any
 from hllm_jax import data, generation, objectives, parallel, training
 from hllm_jax.config import config
 from hllm_jax.data.config import DataConfig
+from hllm_jax.data.objective import ObjectiveConfig
 from hllm_jax.models.config import ModelConfig
 from hllm_jax.parallel.config import MeshConfig, Strategy
 from hllm_jax.tokenizers.config import TokenizerConfig
@@ -36,6 +40,7 @@ class Config:
     model: ModelConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
@@ -46,7 +51,7 @@ class Config:
     strategy: Strategy = "ddp"
 
     def __post_init__(self) -> None:
-        check_sections(self.model, self.train, self.schedule)
+        check_sections(self.model, self.train, self.schedule, self.objective, self.data, self.log)
 
 
 def main(config: Config) -> training.TrainState:
@@ -56,9 +61,12 @@ def main(config: Config) -> training.TrainState:
     tokenizer, model, params = training.begin(
         run, config.model, lambda: data.tokenizer_for(config.tokenizer, config.data)
     )
+    training.check_objective(config.objective, model.config)
 
     # ---- data: batches[n] is a pure function of n ----
     shape: dict[str, Any] = {
+        "objective": config.objective,
+        "decoder_start": getattr(model.config, "decoder_start", None),
         "batch_size": config.train.batch_size,
         "sequence_length": config.train.sequence_length,
         "seed": config.run.seed,
@@ -68,7 +76,7 @@ def main(config: Config) -> training.TrainState:
     run.identify(tokenizer=tokenizer, data=batches, model=model.config)
 
     # ---- objective and optimizer ----
-    loss = objectives.causal_lm(model, z_loss=config.train.z_loss)
+    loss = objectives.make_loss(config.objective, model, z_loss=config.train.z_loss)
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
 
     # ---- mesh, shapes, shardings; then arrays ----
@@ -82,9 +90,8 @@ def main(config: Config) -> training.TrainState:
     hooks = [training.save(run, config.checkpoint.every)]
     if config.eval.every != 0:
         held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
-        measure = training.make_evaluation(
-            loss, layout, held_out, tokenizer.byte_lengths, config.eval.batches
-        )
+        sizes = tokenizer.byte_lengths if config.objective.kind == "causal" else None
+        measure = training.make_evaluation(loss, layout, held_out, sizes, config.eval.batches)
         hooks.append(training.evaluate(run, measure, config.eval.every))
     samples = config.log.samples
 
@@ -100,5 +107,5 @@ def main(config: Config) -> training.TrainState:
     hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
 
     # ---- train ----
-    flops = model.config.flops_per_token(config.train.sequence_length)
+    flops = model.config.flops_per_token(*batches.lengths)
     return training.train(run, state, step, batches, layout, steps, hooks, flops)

@@ -114,6 +114,12 @@ class Batches(Sequence["Batch"]):
         return digest(self.data.fingerprint, *map(str, parts), str(config.shuffle), *mixed, *settings)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Positions of a row: L, and for encoder–decoders T too."""
+        row = self.transform.empty(0)
+        return tuple(row[name].shape[1] for name in ("tokens", "decoder_tokens") if name in row)
+
+    @property
     def stats(self) -> dict[str, float]:
         """Per epoch: rows, pairs, padding, trained tokens, what was truncated, split or dropped.
 

@@ -112,7 +112,9 @@ class Boundaries:
         self.byte_lengths = np.asarray(tokenizer.byte_lengths, np.int64)
 
     def by_bytes(self, ids: Sequence[int], parts: Sequence[str]) -> np.ndarray | None:
-        """int64, ascending: the first token of every part that has one; None if the bytes do not add up."""
+        """int64, ascending: the first token of every part that has one; None if the bytes do not tell."""
+        if not self.tokenizer.lossless:
+            return None
         ends = np.cumsum(self.byte_lengths[np.asarray(ids, np.int64)])
         wanted = np.cumsum([len(part.encode()) for part in parts])
         # Some tokenizers put a space before every text.

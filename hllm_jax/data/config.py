@@ -129,6 +129,7 @@ class DataConfig:
         epochs: int | None = None,
         split: str = "train",
         objective: ObjectiveConfig | None = None,
+        decoder_start: int | None = None,
     ) -> Batches:
         """Prepare this data (cached) and plan its batches; see `hllm_jax.data.Batches`.
 
@@ -137,6 +138,7 @@ class DataConfig:
             batch_size, sequence_length, seed, epochs: see `Batches`.
             split: "train" or "validation".
             objective: what the rows are for; None: causal language models.
+            decoder_start: see `ObjectiveConfig.transform`.
 
         Raises:
             DataError: see `prepare` and `ObjectiveConfig.transform`.
@@ -146,7 +148,7 @@ class DataConfig:
         from hllm_jax.data.preparation import prepare
 
         objective = objective or ObjectiveConfig()
-        transform = objective.transform(tokenizer, sequence_length)
+        transform = objective.transform(tokenizer, sequence_length, decoder_start)
         return Batches(
             prepare(self, tokenizer, split, form=transform.form),
             batch_size=batch_size,

@@ -202,8 +202,15 @@ class ObjectiveConfig:
         given = getattr(self, self.kind)
         return defaults[self.kind]() if given is None else given
 
-    def transform(self, tokenizer: Tokenizer, sequence_length: int) -> Transform:
-        """How pieces of documents become rows of `sequence_length` positions.
+    def transform(
+        self, tokenizer: Tokenizer, sequence_length: int, decoder_start: int | None = None
+    ) -> Transform:
+        """How pieces of documents become rows.
+
+        Args:
+            tokenizer: of the run.
+            sequence_length: positions of a row, for encoder–decoders of the encoder's.
+            decoder_start: what the decoder of an encoder–decoder reads first; None: the pad token.
 
         Raises:
             DataError: the tokenizer lacks special tokens that the objective needs (all are named), or the
@@ -211,4 +218,4 @@ class ObjectiveConfig:
         """
         from hllm_jax.data.transforms.build import build_transform
 
-        return build_transform(self, tokenizer, sequence_length)
+        return build_transform(self, tokenizer, sequence_length, decoder_start)

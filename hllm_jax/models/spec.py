@@ -432,14 +432,24 @@ class EncoderDecoderConfig(StackConfig):
         stacks = self.stack_parameters(self.layers) + self.stack_parameters(self.depth, cross=True)
         return tables + self.position_parameters() + stacks
 
-    def flops_per_token(self, length: int) -> float:
-        """Per token of the decoder, with a source of `length` tokens for `length` target tokens."""
+    def flops_per_token(self, length: int, target_length: int | None = None) -> float:
+        """FLOPs of a training step per token, those of the source and of the target counted together.
+
+        Args:
+            length: tokens of the source.
+            target_length: of the target; None: as many.
+        """
+        target = length if target_length is None else target_length
         attention, mlp = self.attention_weights(), self.mlp_weights()
-        weights = self.vocab_size * self.embed + self.layers * (attention + mlp)
-        weights += self.depth * (2 * attention + mlp)
         per_layer = 12.0 * self.heads * self.head_size
-        seen = self.layers * length + self.depth * ((length + 1) / 2 + length)
-        return 6.0 * weights + per_layer * seen
+        encoder = self.layers * (6.0 * (attention + mlp) + per_layer * length)
+        # The keys and values that the decoder looks at are made of the source.
+        remembered = 2 * self.embed * self.head_size * self.kv_heads
+        source = self.depth * 6.0 * remembered
+        decoder = self.depth * 6.0 * (2 * attention - remembered + mlp)
+        decoder += self.depth * per_layer * ((target + 1) / 2 + length)
+        decoder += 6.0 * self.vocab_size * self.embed
+        return ((encoder + source) * length + decoder * target) / (length + target)
 
 
 Spec: TypeAlias = DecoderConfig | EncoderConfig | EncoderDecoderConfig

@@ -26,6 +26,7 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.training.loop import NonFiniteError as NonFiniteError
     from hllm_jax.training.loop import train as train
     from hllm_jax.training.measure import make_evaluation as make_evaluation
+    from hllm_jax.training.objective import check_objective as check_objective
     from hllm_jax.training.optimizers import Optimizer as Optimizer
     from hllm_jax.training.optimizers import make_optimizer as make_optimizer
     from hllm_jax.training.platform import PlatformError as PlatformError

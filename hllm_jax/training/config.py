@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from hllm_jax.config import Invalid, config
 
 if TYPE_CHECKING:
+    from hllm_jax.data.config import DataConfig
+    from hllm_jax.data.objective import ObjectiveConfig
     from hllm_jax.models.config import ModelConfig
 
 
@@ -128,16 +130,20 @@ class ScheduleConfig:
 
     Attributes:
         kind: `cosine` (to `end`), `linear` (to `end`), `wsd` (stays at `peak`, falls over the last `decay` of
-            the updates: warm-up, stable, decay; Hu et al. 2024), `constant`.
-        peak: the largest learning rate.
+            the updates: warm-up, stable, decay; Hu et al. 2024), `constant`; and two that do not know the
+            last update: `noam` (the Transformer of 2017: up to the peak, then with the inverse square root)
+            and `inverse_sqrt` (T5: `peak` while others warm up, then with the inverse square root).
+        peak: the largest learning rate. (`noam` computes its own from `width` and `warmup`.)
+        width: for `noam`, the width of the model.
         warmup: updates of linear warm-up; a number below 1 is a share of all updates.
         start: learning rate of update 0 as a share of the peak, if there is a warm-up.
         end: learning rate of the last update as a share of the peak.
         decay: for `wsd`, the share of all updates that decays.
     """
 
-    kind: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    kind: Literal["cosine", "wsd", "linear", "constant", "noam", "inverse_sqrt"] = "cosine"
     peak: float = 3e-4
+    width: int | None = None
     warmup: float = 0.02
     start: float = 0.0
     end: float = 0.1
@@ -152,6 +158,23 @@ class ScheduleConfig:
                     self.warmup >= 1 and self.warmup != int(self.warmup),
                     "warmup",
                     f"{self.warmup}: a whole number of updates, or a share below 1",
+                ),
+                (
+                    (self.width is None or self.width < 1) if self.kind == "noam" else self.width is not None,
+                    "width",
+                    "noam needs the width of the model (512 in the paper)"
+                    if self.kind == "noam"
+                    else f"is not used by {self.kind}: only noam computes its peak",
+                ),
+                (
+                    self.kind == "noam" and self.peak != 3e-4,
+                    "peak",
+                    f"{self.peak} is not used: the peak of noam is width^-0.5 · warmup^-0.5",
+                ),
+                (
+                    self.kind in ("noam", "inverse_sqrt") and self.warmup == 0,
+                    "warmup",
+                    f"{self.kind} needs one: its learning rate falls with the inverse square root after it",
                 ),
                 (not 0 <= self.start <= 1, "start", f"{self.start}: a share of the peak, 0 to 1"),
                 (not 0 <= self.end <= 1, "end", f"{self.end}: a share of the peak, 0 to 1"),
@@ -252,6 +275,10 @@ def warmup_updates(schedule: ScheduleConfig, steps: int) -> int:
 def schedule_problem(schedule: ScheduleConfig, steps: int) -> tuple[str, str] | None:
     """Field and message if the phases of a schedule do not fit into so many updates."""
     last, warmup = steps - 1, warmup_updates(schedule, steps)
+    if schedule.kind in ("noam", "inverse_sqrt"):
+        if warmup < 1:
+            return "warmup", f"{schedule.warmup} of {steps} updates is none: at least one is needed"
+        return None  # they do not depend on the last update, and a short run is the beginning of a long one
     if steps > 1 and warmup > last:
         return "warmup", f"{warmup} updates of warm-up do not fit into train.steps={steps}: at most {last}"
     falling = round(schedule.decay * steps)
@@ -263,11 +290,19 @@ def schedule_problem(schedule: ScheduleConfig, steps: int) -> tuple[str, str] | 
     return None
 
 
-def check_sections(model: ModelConfig, train: TrainConfig, schedule: ScheduleConfig) -> None:
+def check_sections(
+    model: ModelConfig,
+    train: TrainConfig,
+    schedule: ScheduleConfig,
+    objective: ObjectiveConfig | None = None,
+    data: DataConfig | None = None,
+    log: LogConfig | None = None,
+) -> None:
     """Refuse sections that do not go together; for the `__post_init__` of a recipe's config.
 
     Raises:
-        Invalid: a schedule that does not fit into the steps, rows longer than the model's `max_length`.
+        Invalid: a schedule that does not fit into the steps, rows longer than the model's `max_length`, an
+            objective for another kind of model, or for other data.
     """
     problems: list[tuple[str, str]] = []
     if train.steps is not None and (found := schedule_problem(schedule, train.steps)):
@@ -281,5 +316,13 @@ def check_sections(model: ModelConfig, train: TrainConfig, schedule: ScheduleCon
                 "shorten it, or set model.max_length",
             )
         )
+    if objective is not None:
+        from hllm_jax.training.objective import data_problems, model_problems
+
+        problems += model_problems(objective, model.spec()) if model.load is None else []
+        problems += data_problems(objective, data) if data is not None else []
+        if log is not None and log.samples.prompts and objective.kind != "causal":
+            message = f"a model that learns by {objective.kind} does not go on with a prompt: remove them"
+            problems.append(("log.samples.prompts", message))
     if problems:
         raise Invalid(*problems)

@@ -24,8 +24,12 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
         linear          end + (peak - end)·(1 - r)
         wsd             peak until d = decay·steps updates are left, then linear to end
         constant        peak
+        noam            width^-0.5 · min(m^-0.5, m · w^-1.5),   m = n + 1   (Vaswani et al. 2017, eq. 3)
+        inverse_sqrt    peak · √(w / max(m, w))
 
-    `end` here is `config.end · peak`; update T has exactly that, and so has everything after it.
+    `end` here is `config.end · peak`; update T has exactly that, and so has everything after it. The last two
+    do not warm up otherwise and have no end. T5 (Raffel et al. 2020, section 3.1.2) has `inverse_sqrt` with
+    w = 10,000 and peak = 1/√w.
 
     Raises:
         ValueError: the warm-up (and the decay of `wsd`) does not fit into the steps.
@@ -33,6 +37,11 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
     if found := schedule_problem(config, steps):
         raise ValueError(f"schedule.{found[0]}: {found[1]}")
     warmup, last = warmup_updates(config, steps), steps - 1
+    if config.kind == "noam":
+        assert config.width is not None, "checked by the config"
+        return noam(config.width, warmup)
+    if config.kind == "inverse_sqrt":
+        return inverse_sqrt(config.peak, warmup)
     peak, start, end = config.peak, config.start * config.peak, config.end * config.peak
     begin = warmup
     if config.kind == "wsd":
@@ -53,5 +62,25 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
         if config.kind != "constant":
             falling = jnp.where(r == 1.0, end, falling)
         return jnp.where(n < warmup, rising, falling).astype(jnp.float32)
+
+    return schedule
+
+
+def noam(width: int, warmup: int) -> Schedule:
+    """Vaswani et al. 2017, eq. 3, in which updates count from 1."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        m = jnp.asarray(step, jnp.float32) + 1.0
+        return (width**-0.5 * jnp.minimum(m**-0.5, m * warmup**-1.5)).astype(jnp.float32)
+
+    return schedule
+
+
+def inverse_sqrt(peak: float, warmup: int) -> Schedule:
+    """T5's: constant for `warmup` updates, then falling with the inverse square root."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        m = jnp.asarray(step, jnp.float32) + 1.0
+        return (peak * jnp.sqrt(warmup / jnp.maximum(m, warmup))).astype(jnp.float32)
 
     return schedule

@@ -65,8 +65,8 @@ class BlankShares:
         return np.maximum(np.rint(np.asarray(tokens) * self.share).astype(np.int64), 1)
 
     def most_spans(self, tokens: np.ndarray) -> np.ndarray:
-        """int64: most spans in texts of so many tokens. Half as many as blanked tokens, which the draw of a
-        row's worth of spans all but never exceeds; a row has room for so many."""
+        """int64: most spans in texts of so many tokens, for which a row has room: half as many as blanked
+        tokens. Where a draw wants more (one in 200 for 100 tokens, none for 500), the last span is longer."""
         return (self.wanted(tokens) + 1) // 2
 
 
@@ -87,7 +87,8 @@ def draw_spans(tokens: int, shares: BlankShares, draws: Draws) -> np.ndarray:
     count = min(int(np.searchsorted(np.cumsum(lengths), wanted, "left")) + 1, most)
     lengths = lengths[:count]
     before = int(lengths[:-1].sum())
-    lengths[-1] = min(int(lengths[-1]), tokens - before - max(count - 1, 1))
+    last = max(int(lengths[-1]), wanted - before)
+    lengths[-1] = min(last, tokens - before - max(count - 1, 1))
     kept = tokens - int(lengths.sum())
     gaps = np.sort(draws.permutation(kept + 1)[:count])
     starts = gaps + np.cumsum(lengths) - lengths

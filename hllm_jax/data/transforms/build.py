@@ -15,7 +15,6 @@ from hllm_jax.data.transforms.seq2seq import Seq2SeqLayout, Seq2SeqRows
 from hllm_jax.data.transforms.spans import SpanRows, noise_counts, row_lengths
 from hllm_jax.data.transforms.special import (
     blank_ids,
-    decoder_start,
     encoder_ids,
     ordinary_ids,
     sentinel_ids,
@@ -35,7 +34,9 @@ if TYPE_CHECKING:
 SHORTEST = 8  # positions: with fewer no row holds a text and the special tokens around it
 
 
-def build_transform(objective: ObjectiveConfig, tokenizer: Tokenizer, length: int) -> Transform:
+def build_transform(
+    objective: ObjectiveConfig, tokenizer: Tokenizer, length: int, decoder_start: int | None = None
+) -> Transform:
     """See `ObjectiveConfig.transform`."""
     if objective.kind not in ("causal", "prefix_lm") and length < SHORTEST:
         raise DataError(
@@ -51,17 +52,17 @@ def build_transform(objective: ObjectiveConfig, tokenizer: Tokenizer, length: in
         case "masked_lm":
             return masked_lm(settings, tokenizer, length)
         case "span_corruption":
-            return span_corruption(settings, tokenizer, length)
+            return span_corruption(settings, tokenizer, length, decoder_start)
         case "blank_infilling":
             return blank_infilling(settings, tokenizer, length)
         case "seq2seq":
-            return seq2seq(settings, tokenizer, length)
+            return seq2seq(settings, tokenizer, length, decoder_start)
 
 
 def masked_lm(settings: MaskedLMConfig, tokenizer: Tokenizer, length: int) -> Transform:
     """BERT, RoBERTa, ALBERT."""
-    *ids, mask_id = encoder_ids(tokenizer)
-    special = (ids[0], ids[1], ids[2])
+    cls_id, sep_id, mask_id = encoder_ids(tokenizer)
+    special = (tokenizer.pad_id, cls_id, sep_id)
     masking = Masking(
         mask_id, ordinary_ids(tokenizer), settings.share, settings.mask, settings.random, settings.ngram
     )
@@ -75,11 +76,13 @@ def masked_lm(settings: MaskedLMConfig, tokenizer: Tokenizer, length: int) -> Tr
     return MaskedRows(length, special, masking, settings.rows, table, segmenter, passes)
 
 
-def span_corruption(settings: SpanCorruptionConfig, tokenizer: Tokenizer, length: int) -> Transform:
+def span_corruption(
+    settings: SpanCorruptionConfig, tokenizer: Tokenizer, length: int, start: int | None
+) -> Transform:
     """T5."""
     tokens, targets = row_lengths(length, settings.density, settings.mean_span)
     most = int(noise_counts(np.arange(1, tokens + 1), settings.density, settings.mean_span)[1].max())
-    layout = Seq2SeqLayout(length, targets, tokenizer.pad_id, tokenizer.eos_id, decoder_start(tokenizer))
+    layout = sides(tokenizer, length, targets, start)
     return SpanRows(layout, sentinel_ids(tokenizer, most), settings.density, settings.mean_span)
 
 
@@ -90,8 +93,13 @@ def blank_infilling(settings: BlankInfillingConfig, tokenizer: Tokenizer, length
     return BlankRows(length, ids, shares)
 
 
-def seq2seq(settings: Seq2SeqConfig, tokenizer: Tokenizer, length: int) -> Transform:
+def seq2seq(settings: Seq2SeqConfig, tokenizer: Tokenizer, length: int, start: int | None) -> Transform:
     """Records of two texts."""
     targets = length if settings.target_length is None else settings.target_length
-    layout = Seq2SeqLayout(length, targets, tokenizer.pad_id, tokenizer.eos_id, decoder_start(tokenizer))
-    return Seq2SeqRows(layout)
+    return Seq2SeqRows(sides(tokenizer, length, targets, start))
+
+
+def sides(tokenizer: Tokenizer, length: int, targets: int, start: int | None) -> Seq2SeqLayout:
+    """The rows of encoder and decoder; the decoder starts with the pad token if nothing else is said."""
+    first = tokenizer.pad_id if start is None else start
+    return Seq2SeqLayout(length, targets, tokenizer.pad_id, tokenizer.eos_id, first)

@@ -16,36 +16,48 @@ if TYPE_CHECKING:
 
 #: Spellings of GLM's tokens, the older first.
 START, END = ("<|startofpiece|>", "<sop>"), ("<|endofpiece|>", "<eop>")
-SENTENCE_MASK, DOCUMENT_MASK = ("[sMASK]",), ("[gMASK]",)
+MASK_REMEDY = "tokenizer.mask_token: true"
 
 
-def check_special(kind: str, found: Mapping[str, object]) -> None:
-    """Refuse a tokenizer that lacks tokens of an objective.
+def needed(kind: str, found: Mapping[str, tuple[int | None, str]]) -> tuple[int, ...]:
+    """The ids of the tokens that an objective needs.
 
     Args:
         kind: of the objective.
-        found: what the token is called, and its id or None.
+        found: what a token is called, its id or None, and how a trained tokenizer gets one.
 
     Raises:
         DataError: names all that are missing.
     """
-    missing = [name for name, token in found.items() if token is None]
+    missing = {name: remedy for name, (token, remedy) in found.items() if token is None}
     if missing:
         raise DataError(
             f"objective.kind={kind} needs special tokens that the tokenizer does not have: "
-            f"{', '.join(missing)}. Take a tokenizer of this kind of model, or train one with them "
-            "(tokenizer.special_tokens)"
+            f"{', '.join(missing)}. Take a tokenizer of this kind of model, or train one with "
+            f"{' and '.join(dict.fromkeys(missing.values()))}"
         )
+    return tuple(token for token, _ in found.values() if token is not None)
 
 
-def encoder_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
-    """Pad, `[CLS]`, `[SEP]` and `[MASK]` of a tokenizer."""
-    cls_id, sep_id, mask_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
-    check_special("masked_lm", {"[CLS]": cls_id, "[SEP]": sep_id, "[MASK]": mask_id})
-    assert cls_id is not None
-    assert sep_id is not None
-    assert mask_id is not None
-    return tokenizer.pad_id, cls_id, sep_id, mask_id
+def spelled(tokenizer: Tokenizer, *names: str) -> tuple[int | None, str]:
+    """A special token by its spelling, as `needed` wants it."""
+    known = tokenizer.special_ids
+    token = next((known[name] for name in names if name in known), None)
+    return token, f"tokenizer.special_tokens: [{names[0]}]"
+
+
+def encoder_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """`[CLS]`, `[SEP]` and `[MASK]` of a tokenizer; begin and end of document where it has none of the
+    first two (RoBERTa)."""
+    cls_id = tokenizer.bos_id if tokenizer.cls_id is None else tokenizer.cls_id
+    sep_id = tokenizer.eos_id if tokenizer.sep_id is None else tokenizer.sep_id
+    found: dict[str, tuple[int | None, str]] = {
+        "[CLS]": (cls_id, "tokenizer.kind: wordpiece"),
+        "[SEP]": (sep_id, "tokenizer.kind: wordpiece"),
+        "[MASK]": (tokenizer.mask_id, MASK_REMEDY),
+    }
+    cls_id, sep_id, mask_id = needed("masked_lm", found)
+    return cls_id, sep_id, mask_id
 
 
 def sentinel_ids(tokenizer: Tokenizer, count: int) -> tuple[int, ...]:
@@ -55,28 +67,22 @@ def sentinel_ids(tokenizer: Tokenizer, count: int) -> tuple[int, ...]:
         raise DataError(
             f"objective.kind=span_corruption needs {count} sentinels (<extra_id_0>, …) for rows of this "
             f"length, and the tokenizer has {len(sentinels)}: shorten train.sequence_length, lengthen "
-            "objective.span_corruption.mean_span, or take a tokenizer with more (T5's have 100)"
+            "objective.span_corruption.mean_span, or take more (tokenizer.sentinels: 100, as T5's)"
         )
     return sentinels[:count]
 
 
 def blank_ids(tokenizer: Tokenizer, sentences: bool, documents: bool) -> BlankIds:
     """GLM's tokens; the masks of sentences and documents only where they are wanted."""
-    known = tokenizer.special_ids
-
-    def spelled(names: tuple[str, ...]) -> int | None:
-        return next((known[name] for name in names if name in known), None)
-
-    start, end = spelled(START), spelled(END)
-    sentence, document = spelled(SENTENCE_MASK), spelled(DOCUMENT_MASK)
-    needed = {"[MASK]": tokenizer.mask_id, START[0]: start, END[0]: end}
-    needed |= {"[sMASK]": sentence} if sentences else {}
-    needed |= {"[gMASK]": document} if documents else {}
-    check_special("blank_infilling", needed)
-    mask = tokenizer.mask_id
-    assert mask is not None
-    assert start is not None
-    assert end is not None
+    found = {
+        "[MASK]": (tokenizer.mask_id, MASK_REMEDY),
+        START[0]: spelled(tokenizer, *START),
+        END[0]: spelled(tokenizer, *END),
+    }
+    found |= {"[sMASK]": spelled(tokenizer, "[sMASK]")} if sentences else {}
+    found |= {"[gMASK]": spelled(tokenizer, "[gMASK]")} if documents else {}
+    mask, start, end, *_ = needed("blank_infilling", found)
+    sentence, document = (found.get(name, (mask, ""))[0] for name in ("[sMASK]", "[gMASK]"))
     return BlankIds(
         pad=tokenizer.pad_id,
         begin=tokenizer.cls_id,
@@ -86,11 +92,6 @@ def blank_ids(tokenizer: Tokenizer, sentences: bool, documents: bool) -> BlankId
         start=start,
         end=end,
     )
-
-
-def decoder_start(tokenizer: Tokenizer) -> int:
-    """What a decoder reads first: the begin token, or the pad token where there is none (T5)."""
-    return tokenizer.pad_id if tokenizer.bos_id is None else tokenizer.bos_id
 
 
 def ordinary_ids(tokenizer: Tokenizer) -> np.ndarray:
