@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hllm_jax.config import Invalid
 from hllm_jax.training import ScheduleConfig, make_schedule
 
 PEAK = 3e-4
@@ -66,3 +67,42 @@ def test_phases_that_do_not_fit_are_refused() -> None:
 
 def test_a_run_of_one_update_has_the_peak() -> None:
     assert rates(1, warmup=0.02)[0] == np.float32(PEAK)
+
+
+def test_noam_is_equation_3() -> None:
+    """Vaswani et al. 2017: d^-0.5 · min(n^-0.5, n · warmup^-1.5); for 512 and 4,000 at most 6.99e-4."""
+    schedule = make_schedule(ScheduleConfig(kind="noam", width=512, warmup=4000), 10**6)
+    rate = {n: float(schedule(jnp.asarray(n - 1))) for n in (1, 2000, 3999, 4000, 4001, 16000)}
+    assert rate[4000] == pytest.approx(6.98771e-4, rel=1e-5)
+    assert rate[4000] == max(rate.values())
+    assert rate[1] == pytest.approx(512**-0.5 * 4000**-1.5, rel=1e-5)
+    assert rate[2000] == pytest.approx(rate[4000] / 2, rel=1e-5)
+    assert rate[16000] == pytest.approx(rate[4000] / 2, rel=1e-5)
+
+
+def test_inverse_square_root_is_that_of_t5() -> None:
+    """1/√max(n, 10,000): 0.01 for the first 10,000 updates."""
+    schedule = make_schedule(ScheduleConfig(kind="inverse_sqrt", peak=0.01, warmup=10_000), 10**6)
+    rate = {n: float(schedule(jnp.asarray(n - 1))) for n in (1, 10_000, 40_000, 1_000_000)}
+    assert rate == pytest.approx({1: 0.01, 10_000: 0.01, 40_000: 0.005, 1_000_000: 0.001}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"kind": "noam"}, "width"),
+        ({"kind": "noam", "width": 512, "peak": 1e-3}, "peak"),
+        ({"kind": "noam", "width": 512, "warmup": 0}, "warmup"),
+        ({"kind": "inverse_sqrt", "warmup": 0}, "warmup"),
+        ({"kind": "cosine", "width": 512}, "width"),
+    ],
+)
+def test_settings_that_a_schedule_does_not_use_are_refused(settings: dict[str, object], field: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        ScheduleConfig(**settings)
+    assert [name for name, _ in caught.value.problems] == [field]
+
+
+def test_a_run_may_end_before_the_warm_up_of_2017_does() -> None:
+    schedule = make_schedule(ScheduleConfig(kind="noam", width=512, warmup=4000), 10)
+    assert float(schedule(jnp.asarray(9))) == pytest.approx(10 * 512**-0.5 * 4000**-1.5, rel=1e-5)

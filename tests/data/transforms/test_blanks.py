@@ -1,4 +1,4 @@
-"""Blank infilling: the paper's figure, Poisson lengths, the share, 2-D positions, and every text comes back."""
+"""Blank infilling: the figure of the paper, Poisson lengths, the share, positions; every text comes back."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_spans_cover_the_share_and_never_touch(tokens: int) -> None:
         spans = draw_spans(tokens, shares, Draws(number))
         flat = spans.reshape(-1)
         assert (np.diff(flat) > 0).all(), "each has a token, and one stays between two"
-        assert 0 <= flat[0]
+        assert flat[0] >= 0
         assert flat[-1] <= tokens
         assert len(spans) <= shares.most_spans(np.array(tokens))
         covered.append(int((spans[:, 1] - spans[:, 0]).sum()))

@@ -80,7 +80,7 @@ def test_packed_segments_are_framed_pieces_and_nothing_is_lost(tmp_path: Path) -
 
 
 def test_full_sentences_fill_rows_and_documents_are_separated(tmp_path: Path) -> None:
-    """`[CLS] sentences [SEP] sentences of another document [SEP]`: one segment, whole sentences, all of them."""
+    """`[CLS] sentences [SEP] sentences of another document [SEP]`: one segment, whole sentences."""
     found: Counter[str] = Counter()
     several = 0
     for row in rows_of(batches_of(tmp_path, "masked_lm", rows="full_sentences", length=128)):

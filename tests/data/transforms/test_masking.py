@@ -1,4 +1,4 @@
-"""Which tokens are chosen and what replaces them: exact counts, shares within binomial bounds, whole words."""
+"""Which tokens are chosen and what replaces them: exact counts, shares within bounds, whole words."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SENTINELS = TOKENIZER.sentinel_ids
 
 def test_the_papers_example() -> None:
     """Figure 2 of Raffel et al. 2020."""
-    words = "Thank you for inviting me to your party last week".split()
+    words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
     mask = np.array([word in ("for", "inviting", "last") for word in words])
     names = [*words, "<X>", "<Y>", "<Z>"]
     source, target = corrupt(np.arange(len(words)), mask, [len(words) + k for k in range(3)])
