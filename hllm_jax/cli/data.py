@@ -81,6 +81,7 @@ def inspect(args: argparse.Namespace) -> None:
         sequence_length=train.sequence_length,
         seed=config.run.seed,
         rows=args.rows,
+        objective=getattr(config, "objective", None),
     )
     Console().print(shown)
 

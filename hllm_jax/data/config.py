@@ -156,5 +156,5 @@ class DataConfig:
             seed=seed,
             epochs=epochs,
             transform=transform,
-            settings="" if objective.kind == "causal" else f"{objective.kind} {objective.settings()!r}",
+            settings=objective.described,
         )

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import operator
 from typing import TYPE_CHECKING, Any
 
-from hllm_jax.data.batches import Batches
-from hllm_jax.data.preparation import prepare
+import numpy as np
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
 
-    from hllm_jax.data.batch import LMBatch
+    from hllm_jax.data.batches import Batches
     from hllm_jax.data.config import DataConfig
+    from hllm_jax.data.objective import ObjectiveConfig
+    from hllm_jax.data.transforms.piece import Batch
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 SEGMENT_STYLES = ("cyan", "magenta", "yellow", "blue")
 TRAINED_STYLE = "bold green"
 VISIBLE = {"<0x0A>": "⏎", "<0x0D>": "␍", "<0x09>": "⇥", "\n": "⏎", "\r": "␍", "\t": "⇥", " ": "␣"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One row of tokens of a batch: of the model, or of its encoder or decoder.
+
+    Attributes:
+        title: "", "encoder" or "decoder".
+        prefix: of the names of its arrays.
+        predicts: it has targets.
+    """
+
+    title: str
+    prefix: str
+    predicts: bool
+
+    def array(self, batch: Batch, name: str) -> np.ndarray:
+        """`tokens`, `segment_ids` or `positions` of this side."""
+        return batch[self.prefix + name]
+
+
+def sides(batch: Batch) -> tuple[Side, ...]:
+    """The rows of tokens that a batch has."""
+    if "decoder_tokens" in batch:
+        return Side("encoder", "", False), Side("decoder", "decoder_", True)
+    return (Side("", "", True),)
 
 
 def inspect(
@@ -32,6 +60,7 @@ def inspect(
     rows: int = 2,
     tokens: int = 64,
     split: str = "train",
+    objective: ObjectiveConfig | None = None,
 ) -> Group:
     """A rich renderable: the first rows of batch 0 as text and token by token, then counts and licences.
 
@@ -46,62 +75,100 @@ def inspect(
         rows: how many rows are shown.
         tokens: how many tokens of each row are listed one by one.
         split: "train" or "validation".
+        objective: what the rows are for; None: causal language models.
     """
     from rich.console import Group
 
-    batches = Batches(prepare(config, tokenizer, split), batch_size, sequence_length, seed, epochs=1)
+    batches = config.build(
+        tokenizer,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        seed=seed,
+        epochs=1,
+        split=split,
+        objective=objective,
+    )
     batch = batches[0]
     parts: list[Any] = []
     for row in range(min(rows, batch_size)):
-        parts += [row_text(batch, row, tokenizer), token_table(batch, row, tokenizer, tokens), ""]
+        for side in sides(batch):
+            parts += [
+                row_text(batch, row, tokenizer, side),
+                token_table(batch, row, tokenizer, tokens, side),
+            ]
+        if "pair_labels" in batch:
+            parts.append(pair_line(batch, row))
+        parts.append("")
     parts += [summary(batches), source_table(batches)]
     return Group(*parts)
 
 
-def row_text(batch: LMBatch, row: int, tokenizer: Tokenizer) -> Text:
-    """The targets of a row as running text, coloured by what is trained and by segment."""
+def row_text(batch: Batch, row: int, tokenizer: Tokenizer, side: Side) -> Text:
+    """A row as running text, coloured by what is trained and by segment: its targets, where it has any."""
     from rich.text import Text
 
-    text = Text(f"row {row}: ", style="bold")
-    used = batch["segment_ids"][row] > 0
-    fields = (batch["targets"][row], batch["weights"][row] > 0, batch["segment_ids"][row])
+    text = Text(f"row {row}{side.title and ', ' + side.title}: ", style="bold")
+    segments = side.array(batch, "segment_ids")[row]
+    shown, trained = side.array(batch, "tokens")[row], np.zeros(len(segments), bool)
+    if side.predicts:
+        trained = batch["weights"][row] > 0
+        # The corrupted text before the blanks has no targets.
+        blanks = batch["positions"].ndim == 3
+        hidden = batch["prefix"][row] > 0 if blanks else np.zeros(len(segments), bool)
+        shown = np.where(hidden, shown, batch["targets"][row])
+    fields = (shown, trained, segments)
     stretches = itertools.groupby(
-        zip(*(field[used].tolist() for field in fields), strict=True), key=operator.itemgetter(1, 2)
+        zip(*(field[segments > 0].tolist() for field in fields), strict=True), key=operator.itemgetter(1, 2)
     )
-    for (trained, segment), stretch in stretches:
+    for (learned, segment), stretch in stretches:
         style = (
-            TRAINED_STYLE if trained else f"not bold {SEGMENT_STYLES[(segment - 1) % len(SEGMENT_STYLES)]}"
+            TRAINED_STYLE if learned else f"not bold {SEGMENT_STYLES[(segment - 1) % len(SEGMENT_STYLES)]}"
         )
-        decoded = tokenizer.decode([target for target, _, _ in stretch])
+        decoded = tokenizer.decode([token for token, _, _ in stretch])
         text.append(decoded.replace("\n", "⏎\n"), style=style)
     return text
 
 
-def token_table(batch: LMBatch, row: int, tokenizer: Tokenizer, limit: int) -> Any:
-    """One line a position: input, target, weight, segment, position in the segment."""
+def token_table(batch: Batch, row: int, tokenizer: Tokenizer, limit: int, side: Side) -> Any:
+    """One line a position: input, target, weight, segment, position in the segment, and what else."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=f"row {row}: the first {limit} of {batch['tokens'].shape[1]} positions", title_justify="left"
-    )
-    for name in ("#", "input", "id", "target", "id", "weight", "segment", "position"):
+    tokens, segments = (side.array(batch, name)[row] for name in ("tokens", "segment_ids"))
+    extra = {"prefix": "prefix", "token_types": "type"} if side.predicts else {}
+    extra = {name: title for name, title in extra.items() if name in batch}
+    title = f"row {row}{side.title and ', ' + side.title}: the first {limit} of {len(tokens)} positions"
+    table = Table(title=title, title_justify="left")
+    target_columns = ("target", "id", "weight") if side.predicts else ()
+    for name in ("#", "input", "id", *target_columns, "segment", "position", *extra.values()):
         table.add_column(name, justify="left" if name in ("input", "target") else "right")
-    for column in range(min(limit, batch["tokens"].shape[1])):
-        source, target = int(batch["tokens"][row, column]), int(batch["targets"][row, column])
-        weight, segment = float(batch["weights"][row, column]), int(batch["segment_ids"][row, column])
+
+    def cells(token: int, style: str) -> list[Any]:
+        return [Text(visible(tokenizer.token_text(token)), style=style), str(token)]
+
+    for column in range(min(limit, len(tokens))):
+        segment = int(segments[column])
         style = SEGMENT_STYLES[(segment - 1) % len(SEGMENT_STYLES)] if segment else "dim"
-        table.add_row(
-            str(column),
-            Text(visible(tokenizer.token_text(source)), style=style),
-            str(source),
-            Text(visible(tokenizer.token_text(target)), style=TRAINED_STYLE if weight > 0 else style),
-            str(target),
-            Text(f"{weight:g}", style=TRAINED_STYLE if weight > 0 else "dim"),
-            Text(str(segment) if segment else "padding", style=style),
-            str(int(batch["positions"][row, column])),
-        )
+        line: list[Any] = [str(column), *cells(int(tokens[column]), style)]
+        if side.predicts:
+            weight = float(batch["weights"][row, column])
+            line += cells(int(batch["targets"][row, column]), TRAINED_STYLE if weight > 0 else style)
+            line.append(Text(f"{weight:g}", style=TRAINED_STYLE if weight > 0 else "dim"))
+        line.append(Text(str(segment) if segment else "padding", style=style))
+        place = np.atleast_1d(side.array(batch, "positions")[row, column])
+        line.append(", ".join(str(int(number)) for number in place))
+        line += [str(int(batch[name][row, column])) for name in extra]
+        table.add_row(*line)
     return table
+
+
+def pair_line(batch: Batch, row: int) -> Text:
+    """What is to be said of the two texts of a row."""
+    from rich.text import Text
+
+    said = ("the second text follows the first", "the second text does not follow the first")
+    label = int(batch["pair_labels"][row])
+    return Text(f"row {row}: {said[label]} (label {label})", style=TRAINED_STYLE)
 
 
 def visible(text: str) -> str:
@@ -116,11 +183,12 @@ def summary(batches: Batches) -> Text:
     from rich.text import Text
 
     stats, config = batches.stats, batches.data.config
-    policy = f", overlong: {config.overlong}" if config.packing == "first_fit" else ""
+    policy = f", overlong: {config.overlong}" if config.packing != "concat" else ""
+    settings = f"objective: {batches.settings}\n" if batches.settings else ""
     text = Text()
     text.append(f"trained tokens: {stats['trained_share']:.1%} of all targets\n", style=TRAINED_STYLE)
     text.append(
-        f"packing: {config.packing}{policy}; "
+        f"{settings}packing: {config.packing}{policy}; "
         f"{batches.rows_per_epoch:,} rows of {batches.sequence_length} an epoch, "
         f"fill {stats['fill']:.1%}, {int(stats['pairs']):,} targets, {int(stats['trained_tokens']):,} trained"
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hllm_jax.data.batch import LMBatch
     from hllm_jax.data.batches import Batches
+    from hllm_jax.data.transforms.piece import Batch
 
 
 def loader(
@@ -19,7 +19,7 @@ def loader(
     local: slice | None = None,
     prefetch: int = 4,
     threads: int = 2,
-) -> Iterator[LMBatch]:
+) -> Iterator[Batch]:
     """Iterate over batches `start`, `start + 1`, … `stop - 1`, in order.
 
     The position is `start` plus how many were taken: nothing else needs to be saved to resume.

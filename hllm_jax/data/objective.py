@@ -202,6 +202,12 @@ class ObjectiveConfig:
         given = getattr(self, self.kind)
         return defaults[self.kind]() if given is None else given
 
+    @property
+    def described(self) -> str:
+        """Kind and settings in a line; nothing for the default, causal language models."""
+        settings = self.settings()
+        return "" if self.kind == "causal" else self.kind if settings is None else f"{self.kind} {settings}"
+
     def transform(
         self, tokenizer: Tokenizer, sequence_length: int, decoder_start: int | None = None
     ) -> Transform:

@@ -124,14 +124,15 @@ def causal_lm(model: nn.Module, z_loss: float = 0.0) -> Loss:
     """
 
     def loss(variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
-        prefix = {"prefix": batch["prefix"]} if "prefix" in batch else {}
+        options = dropout(rng)
+        if "prefix" in batch:
+            options["prefix"] = batch["prefix"]
         logits, _ = model.apply(
             variables,
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
-            **prefix,
-            **dropout(rng),
+            **options,
         )
         return token_sums(logits, batch["targets"], batch["weights"], z_loss)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,7 +31,7 @@ class MaskedLM:
     def __call__(self, variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
         """Sums over a `MaskedBatch` or a `SentencePairBatch`."""
         pairs = "pair_labels" in batch
-        output = self.model.apply(
+        output: Any = self.model.apply(
             variables,
             batch["tokens"],
             segment_ids=batch["segment_ids"],

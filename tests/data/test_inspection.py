@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from hllm_jax.data import DataConfig, SourceConfig, inspect
-from hllm_jax.testing.corpora import CONVERSATIONS, write_jsonl
-from hllm_jax.testing.tokenizer import ByteTokenizer
+from hllm_jax.data.objective import MaskedLMConfig, ObjectiveConfig
+from hllm_jax.testing.corpora import CONVERSATIONS, write_documents, write_jsonl
+from hllm_jax.testing.tokenizer import ByteTokenizer, SpecialByteTokenizer
 
 
 def test_inspect_shows_what_is_trained(tmp_path):
@@ -29,3 +31,41 @@ def test_inspect_shows_what_is_trained(tmp_path):
     assert "the user's own files" in shown
     weights = sum(sum(ByteTokenizer().render(messages)[1]) for messages in CONVERSATIONS)
     assert f"{weights} trained" in shown
+
+
+SHOWN = {
+    "masked_lm": ("[CLS]", "[SEP]", "[MASK]", "weight", "objective: masked_lm MaskedLMConfig(share=0.15"),
+    "span_corruption": ("row 0, encoder: ", "row 0, decoder: ", "<extra_id_0>"),
+    "blank_infilling": ("[MASK]", "<|startofpiece|>", "<|endofpiece|>", "prefix", "0, 0", "1, 0"),
+    "prefix_lm": ("prefix", "weight", "objective: prefix_lm"),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_inspect_shows_what_an_objective_does(tmp_path, kind):
+    path = write_documents(tmp_path / "a.jsonl", 12)
+    config = DataConfig(sources=(SourceConfig(path=str(path)),), holdout=0.0)
+    console = Console(width=140, file=io.StringIO(), record=True)
+    console.print(
+        inspect(
+            config,
+            SpecialByteTokenizer(),
+            batch_size=2,
+            sequence_length=64,
+            objective=ObjectiveConfig(kind=kind),
+        )
+    )
+    shown = console.export_text()
+    assert [part for part in SHOWN[kind] if part not in shown] == []
+
+
+def test_inspect_says_whether_two_texts_belong_together(tmp_path):
+    path = write_documents(tmp_path / "a.jsonl", 12)
+    config = DataConfig(sources=(SourceConfig(path=str(path)),), holdout=0.0)
+    console = Console(width=140, file=io.StringIO(), record=True)
+    objective = ObjectiveConfig(kind="masked_lm", masked_lm=MaskedLMConfig(rows="sop"))
+    console.print(inspect(config, SpecialByteTokenizer(), batch_size=8, rows=8, objective=objective))
+    shown = console.export_text()
+    assert "the second text follows the first (label 0)" in shown
+    assert "the second text does not follow the first (label 1)" in shown
+    assert "type" in shown
