@@ -79,3 +79,47 @@ class Seq2SeqBatch(TypedDict):
     """int32 [B, T]."""
     decoder_positions: Array
     """int32 [B, T]."""
+
+
+class TaskBatch(TypedDict):
+    """What an encoder reads of an example: one a row, with the special tokens that it knows."""
+
+    tokens: Array
+    """int32 [B, L]."""
+    segment_ids: Array
+    """int32 [B, L], 1 on the example, 0 on padding."""
+    positions: Array
+    """int32 [B, L]."""
+    token_types: Array
+    """int32 [B, L], as the tokenizer's frame says."""
+
+
+class ClassificationBatch(TaskBatch):
+    """A class for every row."""
+
+    labels: Array
+    """int32 [B]."""
+    weights: Array
+    """float32 [B], 0 on empty rows."""
+
+
+class TaggingBatch(TaskBatch):
+    """A class for every word, asked at its first token."""
+
+    targets: Array
+    """int32 [B, L], 0 where there is no question."""
+    weights: Array
+    """float32 [B, L], 1 on the first token of each word."""
+
+
+class AnswerBatch(TaskBatch):
+    """The stretch of each row that answers a question; the first token of the row where there is none."""
+
+    starts: Array
+    """int32 [B], the first token of the answer."""
+    ends: Array
+    """int32 [B], its last token."""
+    weights: Array
+    """float32 [B], 0 on empty rows."""
+    context: Array
+    """int32 [B, L], 1 on the tokens of the context, which alone may answer."""

@@ -25,6 +25,8 @@ ABBREVIATION = re.compile(
 HAN = r"[\u2e80-\u303f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 BETWEEN_HAN = re.compile(rf"(?<={HAN})[ \t]+(?={HAN})")
 
+WORD = re.compile(rf"{HAN}|(?:(?!{HAN})\w)+|[^\w\s]")
+
 Segmenter = Literal["spaces", "rjieba"]
 
 
@@ -136,6 +138,32 @@ class Boundaries:
         parts = split_sentences(text)
         starts = self.by_bytes(ids, parts)
         return self.one_by_one(parts) if starts is None else (list(ids), starts)
+
+    def offsets(self, text: str, ids: Sequence[int]) -> tuple[list[int], np.ndarray]:
+        """The tokens of a text, and int64 [tokens, 2]: the characters (from, to) that each stands for.
+
+        Of a tokenizer that is not lossless, the tokens of a word have the characters of the whole word; where
+        words alone have other tokens than in the text, theirs are taken.
+        """
+        if self.by_bytes(ids, [text]) is not None:
+            ends = np.cumsum(self.byte_lengths[np.asarray(ids, np.int64)])
+            sizes = np.array([len(character.encode()) for character in text], np.int64)
+            ahead = int(ends[-1] - sizes.sum())
+            stops = np.maximum(ends - ahead, 1)
+            starts = np.maximum(np.r_[0, ends[:-1]] - ahead, 0)
+            edges = np.cumsum(sizes)
+            first, last = (np.searchsorted(edges, at, "right") for at in (starts, stops - 1))
+            return list(ids), np.stack([first, last + 1], axis=1)
+        found: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for pattern in (WORD, re.compile(r"\S+")):
+            words = list(pattern.finditer(text))
+            encoded = self.tokenizer.encode_batch([word[0] for word in words])
+            found = [token for tokens in encoded for token in tokens]
+            spans = [word.span() for word, tokens in zip(words, encoded, strict=True) for _ in tokens]
+            if found == list(ids):
+                break
+        return found, np.array(spans, np.int64).reshape(-1, 2)
 
     def words(self, words: Sequence[str], ids: Sequence[int]) -> np.ndarray:
         """bool [tokens]: which tokens of `ids`, the encoded words joined, begin a word.

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from hllm_jax.config import cache_dir
 from hllm_jax.data.errors import DataError
-from hllm_jax.data.rendering import Rendered, rendered_chunks
+from hllm_jax.data.rendering import rendered_chunks
 from hllm_jax.data.sources import Counts, Opened, digest, open_source, records
 from hllm_jax.data.store import FILES, TokenStore, TokenWriter
-from hllm_jax.data.tokenization import Tokenization, tokenize_pairs, tokenize_texts
-from hllm_jax.tokenizers.errors import MessageError
+from hllm_jax.data.tokenization import Tokenization, label_columns
+from hllm_jax.data.writing import add_conversations, add_documents, add_examples, add_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,7 +191,7 @@ def tokenize(
 ) -> None:
     """Stream the records of one source through the tokenizer into `folder`."""
     counts = Counts()
-    stream = records(opened, source, counts)
+    stream = records(opened, source, counts, form.task)
     if not form.pairs:
         stream = ((place, record.conversation) for place, record in stream)
     first = next(stream)  # `records` raises when there is none
@@ -199,9 +199,10 @@ def tokenize(
     writer = TokenWriter(
         folder,
         tokenizer.vocab_size,
-        weighted=kind != "text",
-        words=form.words is not None,
+        weighted=kind in ("conversation", "pair"),
+        words=form.words is not None or kind == "example",
         sentences=form.sentences,
+        labels=label_columns(form),
     )
     alike = chunks(of_one_kind(itertools.chain([first], stream), kind, form))
     if kind == "conversation":
@@ -214,6 +215,8 @@ def tokenize(
                 add_conversations(chunk, rendered, writer, counts, source.malformed)
             elif kind == "pair":
                 add_pairs(chunk, tokenizer, writer, counts)
+            elif kind == "example":
+                add_examples(chunk, tokenizer, writer, counts, form)
             else:
                 add_documents(chunk, tokenizer, writer, counts, form)
             check_ids(writer.max_id, tokenizer.vocab_size, opened.label)
@@ -223,6 +226,7 @@ def tokenize(
         reason = {
             "text": "no text has two tokens",
             "pair": "no pair has a source and a target that are not empty",
+            "example": "no example has a text that is not empty",
             "conversation": "no conversation has an assistant turn that the chat template marks as generated",
         }[kind]
         read = counts.records + counts.untrained
@@ -263,62 +267,6 @@ def chunks(stream: Iterator[tuple[str, Record]]) -> Iterator[list[tuple[str, Rec
             characters = 0
     if chunk:
         yield chunk
-
-
-def add_documents(
-    chunk: list[tuple[str, Record]],
-    tokenizer: Tokenizer,
-    writer: TokenWriter,
-    counts: Counts,
-    form: Tokenization,
-) -> None:
-    """Encode texts as documents; one without any token (white space, for some tokenizers) is dropped."""
-    texts = [record.text or "" for _, record in chunk]
-    for ids, words, sentences in tokenize_texts(texts, tokenizer, form):
-        if not ids:
-            counts.too_short += 1
-            counts.records -= 1
-            continue
-        counts.trained_tokens += writer.add(ids, words, sentences)
-        counts.tokens += len(ids)
-
-
-def add_pairs(
-    chunk: list[tuple[str, Record]], tokenizer: Tokenizer, writer: TokenWriter, counts: Counts
-) -> None:
-    """Store pairs of texts; those with an empty side are dropped and counted."""
-    pairs = [record.pair or ("", "") for _, record in chunk]
-    for tokens, weights in tokenize_pairs(pairs, tokenizer):
-        if not tokens or weights[0] == 1 or weights[-1] == 0:
-            counts.untrained += 1
-            counts.records -= 1
-            continue
-        counts.trained_tokens += writer.add(tokens, weights)
-        counts.tokens += len(tokens)
-
-
-def add_conversations(
-    chunk: list[tuple[str, Record]],
-    renderings: list[Rendered],
-    writer: TokenWriter,
-    counts: Counts,
-    malformed: str,
-) -> None:
-    """Store rendered conversations; those without a trained token are dropped and counted."""
-    for (place, _), rendering in zip(chunk, renderings, strict=True):
-        if isinstance(rendering, MessageError):
-            if malformed == "error":
-                raise DataError(str(rendering), place) from rendering
-            counts.malformed += 1
-            counts.records -= 1
-            continue
-        tokens, weights = rendering
-        if not any(weights[1:]):
-            counts.untrained += 1
-            counts.records -= 1
-            continue
-        counts.trained_tokens += writer.add(tokens, weights)
-        counts.tokens += len(tokens)
 
 
 def check_ids(max_id: int, vocab_size: int, label: str) -> None:

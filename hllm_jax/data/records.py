@@ -20,9 +20,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hllm_jax.data.errors import DataError
+from hllm_jax.data.examples import FORMS as EXAMPLES
+from hllm_jax.data.examples import parse_example
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from hllm_jax.data.examples import Example, TaskKind
 
 ACCEPTED = (
     'accepted are {"text"}, {"messages": [{"role", "content"}]}, a bare list of such messages, '
@@ -50,16 +54,20 @@ Message = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """A document (`text`), a conversation (`messages`) or a pair of texts (`pair`); exactly one is there."""
+    """A document (`text`), a conversation (`messages`), a pair of texts (`pair`) or an example of a task
+    (`example`); exactly one is there."""
 
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     tools: tuple[Any, ...] | None = None
     pair: tuple[str, str] | None = None
+    example: Example | None = None
 
     @property
     def parts(self) -> list[str]:
-        """The text, the contents of the messages, or the two texts of the pair."""
+        """The text, the contents of the messages, or the texts of the pair or the example."""
+        if self.example is not None:
+            return list(self.example.texts)
         if self.text is not None:
             return [self.text]
         if self.pair is not None:
@@ -91,6 +99,8 @@ class Record:
             said = self.text
         elif self.pair is not None:
             said = json.dumps(self.pair, ensure_ascii=False)
+        elif self.example is not None:
+            said = json.dumps(dataclasses.astuple(self.example), ensure_ascii=False)
         else:
             said = json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)
         return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -105,18 +115,25 @@ def held_out(content_hash: bytes, share: float) -> bool:
     return int.from_bytes(content_hash[:8], "big") < share * 2.0**64
 
 
-def parse_record(value: object, where: str, field: str | None = None) -> Record:
+def parse_record(value: object, where: str, field: str | None = None, task: TaskKind | None = None) -> Record:
     """Recognise one decoded JSON value.
 
     Args:
         value: what the file holds.
         where: `file:line`, for errors.
         field: the key of the text where it is not `text`.
+        task: the record is to be an example of this kind of task.
 
     Raises:
         DataError: the value has none of the accepted forms (the message shows the keys seen), or one of its
             parts has the wrong type or role.
     """
+    if task is not None:
+        example = parse_example(value, where) if isinstance(value, dict) else None
+        if example is None or example.kind != task:
+            seen = f"keys {keys_of(value)}" if isinstance(value, dict) else shown(value)
+            raise DataError(f"an example of this task is {EXAMPLES[task]}; seen: {seen}", where)
+        return Record(example=example)
     if isinstance(value, list):
         return Record(messages=parse_messages(value, where))
     if not isinstance(value, dict):

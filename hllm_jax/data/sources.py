@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from hllm_jax.data.config import DataConfig, SourceConfig
+    from hllm_jax.data.examples import TaskKind
 
 SPLITS = ("train", "validation")
 TFDS_PREFIX = "tfds:"
@@ -213,8 +214,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def records(opened: Opened, source: SourceConfig, counts: Counts) -> Iterator[tuple[str, Record]]:
+def records(
+    opened: Opened, source: SourceConfig, counts: Counts, task: TaskKind | None = None
+) -> Iterator[tuple[str, Record]]:
     """Yield `(place, record)` of the wanted split: validated, filtered, and counted.
+
+    With `task`, records are examples of this kind of task.
 
     Raises:
         DataError: a malformed record (unless `source.malformed` is "skip"), or no usable record at all.
@@ -233,7 +238,7 @@ def records(opened: Opened, source: SourceConfig, counts: Counts) -> Iterator[tu
         try:
             if isinstance(value, DataError):
                 raise value
-            record = parse_record(value, place, source.field)
+            record = parse_record(value, place, source.field, task)
             size, octets = record.characters, utf8_length(record, place)
         except DataError as error:
             if source.malformed == "error":

@@ -3,7 +3,7 @@
 A document of n tokens lies in ceil(n / PIECE) records of at most PIECE tokens, so that reading one row of a
 long book does not read the book, while a poem is a single record. A record is its token ids (uint16 while the
 vocabulary allows, else uint32, little endian), followed by one mark byte a token where the source has marks:
-the weight of the token as a target, or whether it begins a word.
+the weight of the token as a target, whether it begins a word, or what a task says of it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ FILES = {
     "trained": "trained.npy",
     "first": "first_trained.npy",
     "sentences": "sentences.npy",
+    "labels": "labels.npy",
     "description": "data.json",
 }
 
@@ -42,8 +43,9 @@ class TokenWriter:
         folder: empty.
         vocab_size: number of ids.
         weighted: documents come with a weight for every token.
-        words: documents come with a mark for every token: whether it begins a word.
+        words: documents come with another mark for every token: whether it begins a word, or a task's.
         sentences: documents come with the first tokens of their sentences.
+        labels: so many whole numbers come with every document.
     """
 
     def __init__(
@@ -53,11 +55,14 @@ class TokenWriter:
         weighted: bool,
         words: bool = False,
         sentences: bool = False,
+        labels: int = 0,
     ) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         assert not (weighted and words), "one mark a token"
-        self.folder, self.weighted, self.words, self.sentences = folder, weighted, words, sentences
+        self.folder, self.weighted, self.words = folder, weighted, words
+        self.sentences, self.label_count = sentences, labels
+        self.labels = array.array("i")
         self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
         self.writer = ArrayRecordWriter(str(folder / FILES["records"]), WRITER)
         self.hash = hashlib.blake2b(digest_size=16)
@@ -70,6 +75,7 @@ class TokenWriter:
         tokens: Sequence[int],
         marks: Sequence[int] | np.ndarray | None = None,
         sentence_starts: Sequence[int] | np.ndarray = (),
+        labels: Sequence[int] = (),
     ) -> int:
         """Append a document; returns how many of its targets (all tokens but the first) are trained.
 
@@ -77,6 +83,7 @@ class TokenWriter:
             tokens: its ids, at least one.
             marks: of each token, its weight or whether it begins a word, as this writer was told.
             sentence_starts: ascending, the first token of each sentence.
+            labels: of the document.
         """
         ids = np.asarray(tokens, np.int64)
         self.max_id = max(self.max_id, int(ids.max()))
@@ -92,6 +99,8 @@ class TokenWriter:
         if self.sentences:
             self.ends.extend(self.total + int(end) for end in [*sentence_starts[1:], len(stored)])
         self.total += len(stored)
+        assert len(labels) == self.label_count, "as many labels as this writer was told"
+        self.labels.extend(labels)
         if flags is None or not self.weighted:
             return len(stored) - 1
         learned = np.flatnonzero(flags[1:])
@@ -106,6 +115,9 @@ class TokenWriter:
         if self.weighted:
             np.save(self.folder / FILES["trained"], np.frombuffer(self.trained, np.int32))
             np.save(self.folder / FILES["first"], np.frombuffer(self.first, np.int32))
+        if self.label_count:
+            labels = np.frombuffer(self.labels, np.int32).reshape(-1, self.label_count)
+            np.save(self.folder / FILES["labels"], labels)
         if self.sentences:
             np.save(self.folder / FILES["sentences"], np.frombuffer(self.ends, np.int64))
         description |= {
@@ -161,6 +173,12 @@ class TokenStore:
         if self.weighted:
             return np.load(self.folder / FILES["first"], mmap_mode="r")
         return np.ones(len(self.lengths), np.int32)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [documents, labels]: what was given with each document; no columns if nothing was."""
+        path = self.folder / FILES["labels"]
+        return np.load(path, mmap_mode="r") if path.exists() else np.zeros((len(self.lengths), 0), np.int32)
 
     @functools.cached_property
     def sentence_ends(self) -> np.ndarray:

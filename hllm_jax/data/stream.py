@@ -80,6 +80,8 @@ class Stream:
 
     def piece(self, segment: Segment, epoch: int, tokens: np.ndarray, marks: np.ndarray | None) -> Piece:
         """A segment with its tokens, as a transform gets it."""
+        number, document = self.locate(segment.document)
+        store = self.stores[number]
         inside = NONE
         if self.transform.form.sentences:
             begin, ends = int(self.begins[segment.document]) + segment.start, self.documents.sentence_ends
@@ -92,4 +94,5 @@ class Stream:
             start=segment.start,
             key=(self.seed, pass_of(epoch, self.transform.passes)),
             sentence_ends=inside,
+            labels=store.labels[document],
         )

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hllm_jax.data.boundaries import Boundaries, Segmenter, join_segmented, word_splitter
+from hllm_jax.data.boundaries import (
+    Boundaries,
+    Segmenter,
+    join_segmented,
+    spaced_words,
+    word_splitter,
+)
 from hllm_jax.data.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from hllm_jax.data.examples import Example, TaskKind
     from hllm_jax.data.records import Record
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -26,19 +33,25 @@ class Tokenization:
         sentences: keep where sentences begin.
         words: keep which tokens begin a word, as this segmenter sees it.
         pairs: records are pairs of texts, kept as the tokens of both, with weight 1 on the second.
+        task: records are examples of this kind of task; see `tokenize_example`.
+        classes: names of the classes of a task, in the order of their numbers.
     """
 
     special: bool = True
     sentences: bool = False
     words: Segmenter | None = None
     pairs: bool = False
+    task: TaskKind | None = None
+    classes: tuple[str, ...] = ()
 
     def kind(self, record: Record, place: str) -> str:
-        """ "text", "conversation" or "pair": how this record is tokenized.
+        """ "text", "conversation", "pair" or "example": how this record is tokenized.
 
         Raises:
             DataError: not at all.
         """
+        if record.example is not None:
+            return "example"
         if self.pairs:
             if record.pair is None:
                 raise DataError(
@@ -85,3 +98,65 @@ def tokenize_pairs(
     targets = tokenizer.encode_batch([target for _, target in pairs])
     for source, target in zip(sources, targets, strict=True):
         yield [*source, *target], [0] * len(source) + [1] * len(target)
+
+
+def label_columns(form: Tokenization) -> int:
+    """How many numbers come with every example: its class, or where the answer begins and ends."""
+    return {None: 0, "sequence": 1, "tokens": 0, "span": 2}[form.task]
+
+
+def tokenize_example(
+    example: Example, tokenizer: Tokenizer, form: Tokenization, place: str
+) -> tuple[list[int], list[int], tuple[int, ...]] | None:
+    """(ids, marks, labels) of an example; None if nothing can be learned from it (an empty text).
+
+    - classification: the tokens of one or two texts, marked 0 and 1; the number of the class.
+    - token classification: the tokens of the words; the first one of each word is marked with the number of
+      its class + 1, the others with 0.
+    - questions: the tokens of question and context, marked 0 and 1; the first and the last token of the
+      answer, counted in the context, or -1 twice.
+
+    Raises:
+        DataError: a label that is no class of this task.
+    """
+    numbers = {name: number for number, name in enumerate(form.classes)}
+    if unknown := [label for label in example.labels if label not in numbers]:
+        raise DataError(
+            f"label {unknown[0]!r} is none of {', '.join(form.classes)}: give task.labels all of them", place
+        )
+    if example.kind == "tokens":
+        ids: list[int] = []
+        marks: list[int] = []
+        for word, label in zip(tagged_words(example.texts), example.labels, strict=True):
+            tokens = tokenizer.encode(word)
+            if not tokens:
+                return None
+            ids += tokens
+            marks += [numbers[label] + 1, *[0] * (len(tokens) - 1)]
+        return (ids, marks, ()) if ids else None
+    encoded = [tokenizer.encode(text) for text in example.texts]
+    if not all(encoded):
+        return None
+    labels: tuple[int, ...]
+    if example.kind == "span":
+        encoded[1], labels = find_answer(example, tokenizer, encoded[1])
+    else:
+        labels = (numbers[example.labels[0]],)
+    marks = [number for number, part in enumerate(encoded) for _ in part]
+    return [token for part in encoded for token in part], marks, labels
+
+
+def tagged_words(words: Sequence[str]) -> list[str]:
+    """The words as they stand in a text: with the space before them that other than Chinese words have."""
+    spaced = spaced_words(" ".join(words))
+    return spaced if len(spaced) == len(words) else list(words)
+
+
+def find_answer(example: Example, tokenizer: Tokenizer, ids: list[int]) -> tuple[list[int], tuple[int, int]]:
+    """The tokens of the context, and the first and the last of them that the answer touches."""
+    if example.answer is None:
+        return ids, (-1, -1)
+    text, start = example.answer
+    ids, spans = Boundaries(tokenizer).offsets(example.texts[1], ids)
+    touched = np.flatnonzero((spans[:, 0] < start + len(text)) & (spans[:, 1] > start))
+    return ids, (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -1)

@@ -30,6 +30,7 @@ class Piece:
         start: the first unit of the document that is in the piece.
         key: integers that say whose random numbers this piece draws: seed and pass.
         sentence_ends: int64, ascending: where sentences end inside the piece, its own end not included.
+        labels: int32: what the store has of the whole document.
     """
 
     tokens: np.ndarray
@@ -38,6 +39,7 @@ class Piece:
     start: int
     key: tuple[int, ...]
     sentence_ends: np.ndarray
+    labels: np.ndarray
 
     def draws(self, purpose: int) -> Draws:
         """Random numbers of this piece for one purpose; they do not depend on the row that it stands in."""
