@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 HAN = re.compile(r"[\u3400-\u9fff]")
-PUNCTUATION = {*string.punctuation, *"，。、；：？！“”‘’（）《》【】「」『』…—·"}
+# English punctuation is left out ("don't" is one word), Chinese divides.
+PUNCTUATION = str.maketrans(
+    dict.fromkeys(string.punctuation, "") | dict.fromkeys("，。、；：？！“”‘’（）《》【】「」『』…—·", " ")
+)
 
 
 def confusion(right: np.ndarray, said: np.ndarray, classes: int) -> np.ndarray:
@@ -71,10 +74,7 @@ def f1_of(right: int, said: int, both: int) -> float:
 def normal_answer(text: str) -> list[str]:
     """What counts of an answer: lower case, without punctuation and English articles, word by word; every
     Chinese character is a word (SQuAD's and CMRC's own scorers)."""
-    plain = "".join(
-        " " if character in PUNCTUATION and not character.isascii() else character for character in text
-    )
-    plain = "".join(character for character in plain.lower() if character not in PUNCTUATION)
+    plain = text.lower().translate(PUNCTUATION)
     return HAN.sub(r" \g<0> ", ARTICLES.sub(" ", plain)).split()
 
 

@@ -33,7 +33,7 @@ def make_task_evaluation(
         limit: at most this many batches.
 
     Returns:
-        state -> `eval/loss`, `eval/examples` and, by kind, `eval/accuracy` and `eval/f1` (see `class_scores`),
+        state -> `eval/loss`, `eval/examples` and, by kind, `eval/accuracy` and `eval/f1` (`class_scores`),
         also `eval/entity_f1` where labels are tags of entities; or `eval/exact` and `eval/f1` of stretches.
     """
     count = len(batches) if limit is None else min(limit, len(batches))

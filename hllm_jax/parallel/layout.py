@@ -16,7 +16,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from hllm_jax.models.layout import init_variables
 from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
-from hllm_jax.parallel.state import Predicate, TrainState, Tree, everything, flatten, split, unflatten
+from hllm_jax.parallel.state import (
+    Predicate,
+    TrainState,
+    Tree,
+    everything,
+    flatten,
+    nothing,
+    split,
+    unflatten,
+)
 
 Path = tuple[str, ...]
 
@@ -101,26 +110,39 @@ class Layout:
 
     # -- arrays ---------------------------------------------------------------------------------------------
 
-    def init(self, seed: int, load: Mapping[str, Any] | Load | None = None) -> TrainState:
+    def init(
+        self,
+        seed: int,
+        load: Mapping[str, Any] | Load | None = None,
+        fresh: Predicate = nothing,
+    ) -> TrainState:
         """A fresh state, made sharded: no device ever holds a whole copy of what it should hold a part of.
 
         Args:
             seed: of the initial weights and of the state's `rng`. The weights do not depend on the mesh.
             load: initial weights instead: the tree of the collection `params` (NumPy or JAX arrays), or what
                 makes it, handing each parameter to a function that puts it on its devices at once.
+            fresh: variables that come from the seed although others are loaded (a new head).
 
         Raises:
-            LayoutError: `load` has other names or shapes than the model.
+            LayoutError: `load` has other names or shapes than the rest of the model.
         """
         rng = jax.random.key_data(jax.random.key(seed))
+
+        def drawn(rng: jax.Array) -> Tree:
+            key = jax.random.fold_in(jax.random.wrap_key_data(rng), 0)
+            return meta.unbox(self._variables(key))
+
         if load is None:
-
-            def fresh(rng: jax.Array) -> TrainState:
-                key = jax.random.fold_in(jax.random.wrap_key_data(rng), 0)
-                return self._state(meta.unbox(self._variables(key)), rng)
-
-            return jax.jit(fresh, out_shardings=self.shardings)(rng)
-        variables = self.place({"params": load(self._put) if callable(load) else load})
+            begin = jax.jit(lambda rng: self._state(drawn(rng), rng), out_shardings=self.shardings)
+            return begin(rng)
+        given = {"params": load(self._put) if callable(load) else load}
+        wanted = flatten(self.abstract_state.variables)
+        if new := {path: leaf.sharding for path, leaf in wanted.items() if fresh(path)}:
+            # Only these are computed: what is drawn for the others is not used, and so left out.
+            made = jax.jit(lambda rng: {path: flatten(drawn(rng))[path] for path in new}, out_shardings=new)
+            given = unflatten({**flatten(given), **made(rng)})
+        variables = self.place(given)
         state = jax.jit(self._state, out_shardings=self.shardings, donate_argnums=0)
         return state(variables, rng)
 

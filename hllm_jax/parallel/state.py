@@ -56,6 +56,12 @@ def everything(path: tuple[str, ...]) -> bool:
     return True
 
 
+def nothing(path: tuple[str, ...]) -> bool:
+    """The predicate that no variable fulfils."""
+    del path
+    return False
+
+
 def matching(*prefixes: str) -> Predicate:
     """The predicate that trains the variables whose path, joined by `/`, starts with one of the prefixes."""
     return lambda path: any("/".join(path).startswith(prefix) for prefix in prefixes)

@@ -100,3 +100,23 @@ def test_split_and_merge() -> None:
 def test_mesh_of_two_axes() -> None:
     state = toy_layout("zero3", 8, mesh=MeshConfig(fsdp=4, tensor=2)).init(0)
     assert state.trainable["params"]["kernel"].addressable_shards[0].data.shape == (8, 32)
+
+
+def test_what_is_fresh_comes_from_the_seed_and_the_rest_is_loaded() -> None:
+    layout = toy_layout("zero3", 8)
+    drawn, other = (jax.device_get(layout.init(seed).variables["params"]) for seed in (3, 4))
+    loaded = {name: leaf for name, leaf in other.items() if name != "kernel"}
+    state = layout.init(3, loaded, matching("params/kernel"))
+    for name, source in (("kernel", drawn), ("embedding", other), ("scale", other)):
+        here = state.variables["params"][name]
+        np.testing.assert_array_equal(here, source[name])
+        assert here.sharding == layout.shardings.variables["params"][name]
+    with pytest.raises(LayoutError, match="missing: params/kernel"):
+        layout.init(3, loaded)
+
+
+def test_a_value_a_row_and_several_a_position_are_placed_too() -> None:
+    batch = {"labels": np.arange(8), "positions": np.zeros((8, 16, 2), np.int32)}
+    placed = toy_layout("zero3", 8).put(batch)
+    assert {shard.data.shape for shard in placed["labels"].addressable_shards} == {(1,)}
+    assert {shard.data.shape for shard in placed["positions"].addressable_shards} == {(1, 16, 2)}
