@@ -155,6 +155,19 @@ class SpecialByteTokenizer(ByteTokenizer):
         self.cls_id, self.sep_id, self.mask_id = (added[name] for name in ("[CLS]", "[SEP]", "[MASK]"))
         self.sentinel_ids = tuple(added[name] for name in names if name.startswith("<extra_id_"))
 
+    def frame(self, first: Sequence[int], second: Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """`[CLS] first [SEP]`, or `[CLS] first [SEP] second [SEP]`, and the types of the tokens."""
+        ids = [self.cls_id, *first, self.sep_id]
+        types = [0] * len(ids)
+        if second is not None:
+            ids += [*second, self.sep_id]
+            types += [1] * (len(second) + 1)
+        return ids, types
+
+    def encode_for_model(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+        """The framed ids of one text or two, and their types."""
+        return self.frame(self.encode(text), None if pair is None else self.encode(pair))
+
     @property
     def continues_word(self) -> np.ndarray:
         """bool [vocab_size]."""
