@@ -144,7 +144,7 @@ def test_labels_are_given_or_read_from_the_training_split(tmp_path: Path) -> Non
     records = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
     given = task_batches(tmp_path, "sequence", records, labels=("z", "y", "x"))
     assert [int(row["labels"]) for row in rows_of(given)] == [2, 1]
-    with pytest.raises(DataError, match="examples.jsonl:2: label 'y' is none of x, z"):
+    with pytest.raises(DataError, match=r"examples\.jsonl:2: label 'y' is none of x, z"):
         task_batches(tmp_path, "sequence", records, labels=("x", "z"))
     with pytest.raises(Invalid, match="a single class leaves nothing to learn"):
         task_batches(tmp_path, "sequence", records[:1])
