@@ -13,3 +13,4 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.objectives.sums import Sums as Sums
     from hllm_jax.objectives.sums import add as add
     from hllm_jax.objectives.sums import mean as mean
+    from hllm_jax.objectives.tasks import make_task_loss as make_task_loss

@@ -16,6 +16,7 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.training.config import ScheduleConfig as ScheduleConfig
     from hllm_jax.training.config import TrainConfig as TrainConfig
     from hllm_jax.training.config import check_sections as check_sections
+    from hllm_jax.training.head import begin_task as begin_task
     from hllm_jax.training.hooks import Hook as Hook
     from hllm_jax.training.hooks import Moment as Moment
     from hllm_jax.training.hooks import evaluate as evaluate

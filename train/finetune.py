@@ -1,0 +1,104 @@
+"""Fine-tuning of a head: an encoder learns to classify texts or words, or to find answers.
+
+    hllm train configs/finetune/tiny.yaml train.steps=100
+
+As `pretrain.py`, but for four things: the encoder and its tokenizer come from `model.load` (made first, by the
+config `base`, where they are not there yet); a new head for the `task` stands on it; every row is one example;
+and what is measured beside training are the scores of the task.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hllm_jax import evals, objectives, parallel, training
+from hllm_jax.config import Invalid, config
+from hllm_jax.data.config import DataConfig
+from hllm_jax.data.task import TaskDataConfig
+from hllm_jax.models.config import ModelConfig
+from hllm_jax.parallel.config import MeshConfig, Strategy
+from hllm_jax.training.config import (
+    CheckpointConfig,
+    EvalConfig,
+    LogConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    check_sections,
+)
+
+
+@config
+class Config:
+    """Everything a run can be told.
+
+    Attributes:
+        base: config that trains `model.load`, if that is a run folder which is not there yet.
+        task: what is asked, and the possible answers.
+    """
+
+    recipe: str = "finetune"
+    base: str | None = None
+    run: RunConfig
+    model: ModelConfig
+    task: TaskDataConfig = TaskDataConfig()
+    data: DataConfig = DataConfig(packing="none")
+    optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.01)
+    schedule: ScheduleConfig = ScheduleConfig(kind="linear", peak=3e-5, warmup=0.1, end=0.0)
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    mesh: MeshConfig = MeshConfig()
+    strategy: Strategy = "ddp"
+
+    def __post_init__(self) -> None:
+        if self.model.load is None:
+            raise Invalid(
+                ("model.load", "fine-tuning starts from an encoder: a run folder, a file or a name")
+            )
+        check_sections(self.model, self.train, self.schedule)
+
+
+def main(config: Config) -> training.TrainState:
+    """Train, or go on where the run folder stands."""
+    # ---- the encoder to start from; run, labels, tokenizer, model ----
+    training.make_base(config.model.load, config.base)
+    run = training.Run.start(config)
+    task = config.task.resolve(config.data)
+    tokenizer, model, params, fresh = training.begin_task(run, config.model, task)
+
+    # ---- data: batches[n] is a pure function of n ----
+    shape: dict[str, Any] = {
+        "objective": task,
+        "batch_size": config.train.batch_size,
+        "sequence_length": config.train.sequence_length,
+        "seed": config.run.seed,
+    }
+    batches = config.data.build(tokenizer, epochs=config.train.epochs, **shape)
+    steps = config.train.steps or len(batches)
+    run.identify(tokenizer=tokenizer, data=batches, model=model.config)
+
+    # ---- objective and optimizer ----
+    loss = objectives.make_task_loss(task.kind, model)
+    optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
+
+    # ---- mesh, shapes, shardings; then arrays ----
+    mesh = parallel.make_mesh(config.mesh, config.strategy)
+    layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
+    layout.check_batch(config.train.batch_size, config.train.accumulation)
+    state = run.restore(layout) or layout.init(config.run.seed, params, fresh)
+    step = training.make_train_step(loss, optimizer, layout, config.train.accumulation)
+
+    # ---- beside training: save first, then what may fail ----
+    hooks = [training.save(run, config.checkpoint.every)]
+    if config.eval.every != 0:
+        held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
+        measure = evals.make_task_evaluation(loss, layout, held_out, task, config.eval.batches)
+        hooks.append(training.evaluate(run, measure, config.eval.every))
+    hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
+
+    # ---- train ----
+    flops = model.config.flops_per_token(config.train.sequence_length)
+    return training.train(run, state, step, batches, layout, steps, hooks, flops)
