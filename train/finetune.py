@@ -2,9 +2,9 @@
 
     hllm train configs/finetune/tiny.yaml train.steps=100
 
-As `pretrain.py`, but for four things: the encoder and its tokenizer come from `model.load` (made first, by the
-config `base`, where they are not there yet); a new head for the `task` stands on it; every row is one example;
-and what is measured beside training are the scores of the task.
+As `pretrain.py`, but for four things: the encoder and its tokenizer come from `model.load` (made first, by
+the config `base`, where they are not there yet); a new head for the `task` stands on it; every row is one
+example; and what is measured beside training are the scores of the task.
 """
 
 from __future__ import annotations

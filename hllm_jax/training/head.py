@@ -81,8 +81,8 @@ def with_head(spec: Spec, kind: str, labels: tuple[str, ...]) -> EncoderConfig:
     """
     if not isinstance(spec, EncoderConfig):
         raise ValueError(
-            f"model.load is a model of the kind {spec.architecture}: heads for tasks stand on encoders (BERT, "
-            "RoBERTa, ALBERT); a decoder learns to answer by `hllm recipes`' sft"
+            f"model.load is a model of the kind {spec.architecture}: heads for tasks stand on encoders "
+            "(BERT, RoBERTa, ALBERT); a decoder learns to answer by the recipe sft"
         )
     old = spec.task
     if old is not None and (old.kind, old.labels) == (kind, labels):
