@@ -231,7 +231,7 @@ def _open(model: str | os.PathLike[str] | Source) -> Opened:
         return Opened(source, spec, page.HF_NAMES, folder)
     file = GGUF(path)
     name = file.metadata.get("general.architecture")
-    page, spec = _read("GGUF_ARCHITECTURES", name, file.where, file.metadata, file.shapes)
+    page, spec = _read("GGUF_ARCHITECTURES", name, file.where, file.metadata, file)
     return Opened(source, spec, page.GGUF_NAMES, file)
 
 

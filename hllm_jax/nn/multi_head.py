@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +30,9 @@ class MultiHeadAttention(nn.Module):
         qkv_bias, out_bias: whether the projections have a bias.
         qk_norm: eps of an RMSNorm over each head's query and key (Qwen3); None: none.
         dropout: share of probabilities zeroed while training.
-        std, out_std: initialisation of query, key, value and of the output projection.
+        std, out_std: initialisation of query, key, value and of the output projection. Where `scale` is
+            given, that of the query is divided by `scale · √h`, so that scores begin as large as with the
+            usual scale (the rule of T5, which does not scale them).
     """
 
     embed: int
@@ -54,10 +57,11 @@ class MultiHeadAttention(nn.Module):
     def setup(self) -> None:
         D, H, K, h = self.embed, self.heads, self.kv_heads, self.head_dim
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        inward: dict[str, Any] = {"std": self.std, "use_bias": self.qkv_bias, **kinds}
-        self.query = Linear((D,), (H, h), ("embed", "heads", "head_dim"), **inward)
-        self.key = Linear((D,), (K, h), ("embed", "kv_heads", "head_dim"), **inward)
-        self.value = Linear((D,), (K, h), ("embed", "kv_heads", "head_dim"), **inward)
+        inward: dict[str, Any] = {"use_bias": self.qkv_bias, **kinds}
+        query_std = self.std if self.scale is None else self.std / (self.scale * math.sqrt(h))
+        self.query = Linear((D,), (H, h), ("embed", "heads", "head_dim"), query_std, **inward)
+        self.key = Linear((D,), (K, h), ("embed", "kv_heads", "head_dim"), self.std, **inward)
+        self.value = Linear((D,), (K, h), ("embed", "kv_heads", "head_dim"), self.std, **inward)
         self.out = Linear((H, h), (D,), ("heads", "head_dim", "embed"), self.out_std, self.out_bias, **kinds)
         if self.qk_norm is not None:
             self.query_norm = RMSNorm(self.qk_norm, "head_dim", **kinds)

@@ -14,26 +14,22 @@ from hllm_jax.interop.models import UnreadableModel, read_params
 from hllm_jax.models import DecoderConfig
 from hllm_jax.models.families import llama, presets
 from hllm_jax.models.families.published import ConfigRefused
-from hllm_jax.models.families.table import Table, TensorsError
+from hllm_jax.models.families.table import Arrays, Table, TensorsError
 from hllm_jax.nn import RopeScaling
 from hllm_jax.testing.models import tiny_config, tiny_model
 from tests.interop.doubles import read_cases
 
 
-class InMemory:
-    """Tensors of a checkpoint that was never a file."""
-
-    where = "the checkpoint"
-
-    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
-        self.tensors = tensors
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
+class Unread(Arrays):
+    """A checkpoint of which nothing may be read."""
 
     def read(self, name: str) -> np.ndarray:
-        return self.tensors[name]
+        raise AssertionError(f"{name} was read before names and shapes were compared")
+
+
+def held(tensors: dict[str, np.ndarray]) -> Arrays:
+    """A checkpoint that was never a file."""
+    return Arrays("the checkpoint", tensors)
 
 
 def flat(params: Any) -> dict[str, np.ndarray]:
@@ -47,8 +43,8 @@ def test_there_and_back_is_bit_equal_both_ways(table: Table, tied: bool) -> None
     _, params = tiny_model(config)
     theirs = dict(table.save(flat(params)))
     assert len(theirs) == 2 + 9 * 12 + (not tied)
-    assert all(theirs[name].shape == shape for name, shape in InMemory(theirs).shapes.items())
-    again = flat(read_params(table, InMemory(theirs), config))
+    assert all(theirs[name].shape == shape for name, shape in held(theirs).shapes.items())
+    again = flat(read_params(table, held(theirs), config))
     assert again.keys() == flat(params).keys()
     for path, leaf in flat(params).items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
@@ -76,10 +72,8 @@ def test_every_wrong_name_and_shape_is_named_before_anything_is_read() -> None:
     theirs["model.layers.2.mlp.up_proj.weight"] = np.zeros((1, 1), np.float32)
     theirs["model.layers.0.self_attn.k_proj.weight"] = np.zeros((24, 20), np.float32)
     theirs["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros((5,), np.float32)
-    tensors = InMemory(theirs)
-    tensors.read = None  # type: ignore[method-assign]
     with pytest.raises(TensorsError) as caught:
-        read_params(llama.HF_NAMES, tensors, config)
+        read_params(llama.HF_NAMES, Unread("the checkpoint", theirs), config)
     said = str(caught.value)
     assert "missing: model.norm.weight [24]" in said
     assert "missing: model.layers.1.mlp.gate_proj.weight [40, 24] (nearest in the file: " in said
@@ -94,10 +88,10 @@ def test_a_stored_head_must_repeat_the_embedding_it_is_tied_to() -> None:
     _, params = tiny_model(config)
     theirs = dict(llama.HF_NAMES.save(flat(params)))
     theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"].copy()
-    read_params(llama.HF_NAMES, InMemory(theirs), config)
+    read_params(llama.HF_NAMES, held(theirs), config)
     theirs["lm_head.weight"][3, 3] += 1
     with pytest.raises(TensorsError, match="tie_word_embeddings"):
-        read_params(llama.HF_NAMES, InMemory(theirs), config)
+        read_params(llama.HF_NAMES, held(theirs), config)
 
 
 @pytest.mark.parametrize("name", presets())
@@ -207,7 +201,7 @@ def test_gguf_metadata_to_spec() -> None:
         "llama.vocab_size": 49152,
         "llama.rope.dimension_count": 64,
     }
-    spec = llama.from_gguf(metadata, {})
+    spec = llama.from_gguf(metadata, held({}))
     expected: DecoderConfig = presets()["smollm2-135m"]
     assert (spec.parameters(), spec.norm_eps, spec.rope_theta, spec.head_size) == (
         expected.parameters(),
@@ -216,10 +210,10 @@ def test_gguf_metadata_to_spec() -> None:
         64,
     )
     assert spec.rope_pairing == "half"
-    assert not llama.from_gguf(metadata, {"output.weight": (1, 1)}).tie_embeddings
+    assert not llama.from_gguf(metadata, held({"output.weight": np.empty((1, 1))})).tie_embeddings
     with pytest.raises(ConfigRefused, match=r"rope\.dimension_count 32, only 64"):
-        llama.from_gguf(metadata | {"llama.rope.dimension_count": 32}, {})
-    with pytest.raises(ConfigRefused, match="scaling"):
-        llama.from_gguf(metadata | {"llama.rope.scaling.type": "yarn"}, {})
+        llama.from_gguf(metadata | {"llama.rope.dimension_count": 32}, held({}))
+    with pytest.raises(ConfigRefused, match="scaling 'yarn'"):
+        llama.from_gguf(metadata | {"llama.rope.scaling.type": "yarn"}, held({}))
     with pytest.raises(ConfigRefused, match=r"llama\.block_count"):
-        llama.from_gguf({k: v for k, v in metadata.items() if k != "llama.block_count"}, {})
+        llama.from_gguf({k: v for k, v in metadata.items() if k != "llama.block_count"}, held({}))

@@ -38,6 +38,15 @@ def test_standard_deviation_of_every_leaf(scan: bool) -> None:
         assert abs(float(np.mean(leaf))) < expected / 20, path
 
 
+def test_scores_that_are_not_scaled_begin_with_a_smaller_query() -> None:
+    wide = dataclasses.replace(WIDE, layers=1, attention_scale=1.0)
+    model = Decoder(wide, Execution(dtype="float32"))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    drawn = params["layers_0"]["attention"]
+    assert np.std(drawn["query"]["kernel"]) == pytest.approx(0.02 / math.sqrt(32), rel=0.03)
+    assert np.std(drawn["key"]["kernel"]) == pytest.approx(0.02, rel=0.03)
+
+
 def test_layers_of_a_scan_are_drawn_apart() -> None:
     model = Decoder(WIDE, Execution(dtype="float32", scan_layers=True))
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])

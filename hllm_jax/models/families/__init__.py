@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from hllm_jax.models.families.table import Table
+    import numpy as np
+
+    from hllm_jax.models.families.table import Table, Tensors
     from hllm_jax.models.spec import Spec
 
 #: Pages in the order in which an export looks for one that can say a spec.
@@ -37,12 +39,19 @@ class Family(Protocol):
     @property
     def GGUF_NAMES(self) -> Table: ...
 
-    def from_gguf(self, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Spec:
-        """GGUF metadata -> spec."""
+    def from_gguf(self, metadata: Mapping[str, Any], tensors: Tensors) -> Spec:
+        """GGUF metadata -> spec. Of the tensors it looks at names, and at factors of RoPE."""
         ...
 
     def to_gguf(self, spec: Any) -> dict[str, Any]:
         """Spec -> GGUF metadata; `ConfigRefused` where the format cannot say it."""
+        ...
+
+    def gguf_extra(self, spec: Any) -> dict[str, np.ndarray]:
+        """Tensors that follow from the spec and that llama.cpp wants in the file (factors of RoPE).
+
+        A page has it only where there are such tensors.
+        """
         ...
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hllm_jax.models.families import llama_like
+import numpy as np
+
+from hllm_jax.models.families import llama_like, rope_factors
 from hllm_jax.models.families.published import Keys, refuse_unsaid
-from hllm_jax.models.families.table import Table
+from hllm_jax.models.families.rope_factors import factor_tensors, read_scaling
+from hllm_jax.models.families.table import Table, Tensors
 from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.nn.config import RopeScaling
 
@@ -26,7 +29,16 @@ HF_NAMES = Table(
     tied=("lm_head.weight",),
 )
 
-GGUF_NAMES = Table(rows=llama_like.gguf_rows(paired=True), tied=("output.weight",))
+GGUF_NAMES = Table(
+    rows=llama_like.gguf_rows(paired=True), ignored=(rope_factors.NAME,), tied=("output.weight",)
+)
+
+# Where llama.cpp looks for biases that a config.json names.
+_GGUF_BIASES = {
+    "qkv_bias": "blk.0.attn_q.bias",
+    "out_bias": "blk.0.attn_output.bias",
+    "mlp_bias": "blk.0.ffn_up.bias",
+}
 
 _LLAMA_1: dict[str, Any] = {
     "vocab_size": 32000,
@@ -117,17 +129,25 @@ def to_hf(spec: DecoderConfig) -> dict[str, Any]:
     return published
 
 
-def from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderConfig:
-    """GGUF metadata (keys `llama.*`) to our spec; `shapes` are those of the tensors.
+def from_gguf(metadata: Mapping[str, Any], tensors: Tensors) -> DecoderConfig:
+    """GGUF metadata (keys `llama.*`) to our spec.
+
+    Biases, the head and RoPE's factors are found among the tensors. llama.cpp takes Mistral for a `llama`
+    too, and gives it no window.
 
     Raises:
         ConfigRefused: a needed key is missing, or a feature is asked for that would change the logits.
     """
     keys = Keys(metadata, prefix="llama.", where="the GGUF file")
-    keys.only("rope.scaling.type", "none")
-    sizes = llama_like.sizes_from_gguf(keys, shapes)
+    sizes = llama_like.sizes_from_gguf(keys, tensors)
     keys.only("rope.dimension_count", sizes["head_dim"])
+    keys.only("attention.scale", 0.0)
+    scaling = read_scaling(tensors, sizes["head_dim"], sizes["rope_theta"])
+    if scaling is not None and sizes["rope_scaling"] is not None:
+        keys.refuse(f"both rope.scaling.factor and {rope_factors.NAME}")
     keys.finish()
+    sizes["rope_scaling"] = scaling or sizes["rope_scaling"]
+    sizes |= {field: name in tensors.shapes for field, name in _GGUF_BIASES.items()}
     return DecoderConfig(**sizes)
 
 
@@ -138,6 +158,12 @@ def to_gguf(spec: DecoderConfig) -> dict[str, Any]:
         ConfigRefused: the spec has what llama.cpp's `llama` does not.
     """
     metadata = llama_like.sizes_to_gguf(spec, GGUF_ARCHITECTURES[0])
-    head = {} if spec.tie_embeddings else {"output.weight": (spec.vocab_size, spec.embed)}
-    refuse_unsaid(spec, from_gguf(metadata, head), "llama.cpp's llama")
+    biases = {name: np.empty(0) for field, name in _GGUF_BIASES.items() if getattr(spec, field)}
+    held = llama_like.gguf_head(spec, **biases, **gguf_extra(spec))
+    refuse_unsaid(spec, from_gguf(metadata, held), "llama.cpp's llama")
     return metadata
+
+
+def gguf_extra(spec: DecoderConfig) -> dict[str, np.ndarray]:
+    """The factors of Llama 3.1's RoPE."""
+    return factor_tensors(spec)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from hllm_jax.models.families.forms import Matrix, Same, Vector
 from hllm_jax.models.families.published import ACTIVATIONS, Keys, rope_to_hf
-from hllm_jax.models.families.table import Row, row
+from hllm_jax.models.families.table import Arrays, Row, Tensors, row
 from hllm_jax.models.spec import DecoderConfig
+from hllm_jax.nn.config import RopeScaling
 
 
 def sizes_from_hf(keys: Keys) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def gguf_rows(paired: bool) -> tuple[Row, ...]:
     theirs, ours = "blk.{}.attn_", "layers_{}/attention/"
     names = (("q", "query"), ("k", "key"), ("v", "value"))
     turned = {t: paired and t != "v" for t, _ in names}
+    mlp = ("gate", "up", "down")
     return (
         row("token_embd.weight", "embed/embedding", Same()),
         row("output_norm.weight", "final_norm/scale", Same()),
@@ -112,27 +116,26 @@ def gguf_rows(paired: bool) -> tuple[Row, ...]:
         *(row(f"{theirs}{t}.weight", f"{ours}{o}/kernel", Matrix(paired=turned[t])) for t, o in names),
         *(row(f"{theirs}{t}.bias", f"{ours}{o}/bias", Vector(paired=turned[t])) for t, o in names),
         row(f"{theirs}output.weight", f"{ours}out/kernel", Matrix(inputs=2)),
+        row(f"{theirs}output.bias", f"{ours}out/bias", Vector()),
         row(f"{theirs}q_norm.weight", f"{ours}query_norm/scale", Same()),
         row(f"{theirs}k_norm.weight", f"{ours}key_norm/scale", Same()),
-        *(
-            row(f"blk.{{}}.ffn_{n}.weight", f"layers_{{}}/mlp/{n}/kernel", Matrix())
-            for n in ("gate", "up", "down")
-        ),
+        *(row(f"blk.{{}}.ffn_{n}.weight", f"layers_{{}}/mlp/{n}/kernel", Matrix()) for n in mlp),
+        *(row(f"blk.{{}}.ffn_{n}.bias", f"layers_{{}}/mlp/{n}/bias", Vector()) for n in mlp),
     )
 
 
-def sizes_from_gguf(keys: Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def sizes_from_gguf(keys: Keys, tensors: Tensors) -> dict[str, Any]:
     """The fields of a spec that the metadata of every descendant has.
 
     Args:
         keys: with the architecture as prefix.
-        shapes: of the tensors: whether there is a head of its own, and the vocabulary where no key says it.
+        tensors: of the file: whether there is a head of its own, and the vocabulary where no key says it.
     """
     heads, embed = keys.take("attention.head_count"), keys.take("embedding_length")
     head_dim = keys.take("attention.key_length", None) or embed // max(heads, 1)
     keys.only("attention.value_length", head_dim)
     keys.only("expert_count", 0)
-    table = shapes.get("token_embd.weight", (0,))
+    table = tensors.shapes.get("token_embd.weight", (0,))
     return {
         "vocab_size": keys.take("vocab_size", table[0]),
         "layers": keys.take("block_count"),
@@ -142,10 +145,10 @@ def sizes_from_gguf(keys: Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
         "head_dim": head_dim,
         "mlp": keys.take("feed_forward_length"),
         "max_length": keys.take("context_length"),
-        # The file holds float32; the shortest decimal that means the same float32 is what was written there.
-        "norm_eps": float(f"{keys.take('attention.layer_norm_rms_epsilon'):.7g}"),
-        "rope_theta": float(f"{keys.take('rope.freq_base', 10000.0):.9g}"),
-        "tie_embeddings": "output.weight" not in shapes,
+        "norm_eps": single(keys.take("attention.layer_norm_rms_epsilon")),
+        "rope_theta": single(keys.take("rope.freq_base", 10000.0)),
+        "rope_scaling": _linear(keys),
+        "tie_embeddings": "output.weight" not in tensors.shapes,
     }
 
 
@@ -165,4 +168,24 @@ def sizes_to_gguf(spec: DecoderConfig, architecture: str) -> dict[str, Any]:
         "rope.dimension_count": spec.rope_dims,
         "vocab_size": spec.vocab_size,
     }
+    if spec.rope_scaling is not None and spec.rope_scaling.kind == "linear":
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": spec.rope_scaling.factor}
     return {f"{architecture}.{key}": value for key, value in values.items()}
+
+
+def gguf_head(spec: DecoderConfig, **others: Any) -> Arrays:
+    """What reading metadata back must know of the tensors: whether there is a head, and `others` by name."""
+    head = {} if spec.tie_embeddings else {"output.weight": np.empty(0, np.float32)}
+    return Arrays("the GGUF file", {**head, **others})
+
+
+def single(value: float) -> float:
+    """A float32 number as the shortest decimal that means it, which is what was written there."""
+    return float(str(np.float32(value)))
+
+
+def _linear(keys: Keys) -> RopeScaling | None:
+    factor, kind = single(keys.take("rope.scaling.factor", 1.0)), keys.take("rope.scaling.type", "linear")
+    if kind not in ("none", "linear"):
+        keys.refuse(f"RoPE scaling {kind!r}, only 'none', 'linear' and factors of llama3 are implemented")
+    return RopeScaling(kind="linear", factor=factor) if kind == "linear" and factor != 1.0 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hllm_jax.models.spec import StackConfig
@@ -108,6 +108,24 @@ class Keys:
             self.refuse(f"{self.prefix}{key} {name!r}, only {', '.join(ACTIVATIONS)} are implemented")
         return ACTIVATIONS.get(name, "silu")
 
+    def windows(self, window: int | None, kinds: Sequence[str]) -> dict[str, Any]:
+        """`attention_pattern` and `window` of a spec.
+
+        Args:
+            window: tokens that a layer with a window sees, itself included.
+            kinds: of each layer, `"full…"` and `"global"`, or `"sliding…"` and `"local"`, as `layer_types`
+                has them; the shortest period that gives them is found.
+        """
+        known = {"full": "full", "global": "full", "sliding": "window", "local": "window"}
+        told = [known.get(kind.removesuffix("_attention")) for kind in kinds]
+        if None in told:
+            self.refuse(f"layers of the kind {kinds[told.index(None)]!r}, which is not implemented")
+            return {}
+        fits = (n for n in range(1, len(told) + 1) if len(told) % n == 0)
+        period = next(n for n in fits if told == told[:n] * (len(told) // n))
+        pattern = tuple(told[:period])
+        return {"attention_pattern": pattern, "window": window if "window" in pattern else None}
+
     def rope(self, default_fraction: float = 1.0) -> dict[str, Any]:
         """`rope_theta`, `rope_fraction` and `rope_scaling` of a spec, from either spelling."""
         told = {**self.take("rope_scaling", {}), **self.take("rope_parameters", {})}
@@ -171,6 +189,13 @@ def rope_to_hf(spec: StackConfig) -> dict[str, Any]:
             }
         published["rope_scaling"] = {k: v for k, v in parameters.items() if k != "rope_theta"}
     return {**published, "rope_parameters": parameters}
+
+
+def layer_types(spec: StackConfig) -> list[str]:
+    """Kind of each layer as `layer_types` of config.json has it."""
+    names = {"full": "full_attention", "window": "sliding_attention"}
+    pattern = spec.attention_pattern
+    return [names[pattern[layer % len(pattern)]] for layer in range(spec.layers)]
 
 
 def refuse_unsaid(spec: StackConfig, said: StackConfig, name: str) -> None:

@@ -41,6 +41,28 @@ class Tensors(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """`Tensors` that are arrays already.
+
+    Attributes:
+        where: what they are, for messages.
+        arrays: by name.
+    """
+
+    where: str
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """See `Tensors`."""
+        return {name: array.shape for name, array in self.arrays.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Tensors`."""
+        return self.arrays[name]
+
+
 class TensorsError(ValueError):
     """Tensors that are missing, not known, or of another shape than the architecture says."""
 
