@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hllm_jax.models.spec import Spec
 
 #: Pages in the order in which an export looks for one that can say a spec.
-PAGES = ("llama",)
+PAGES = ("llama", "gemma2", "glm4", "chatglm")
 
 
 class Family(Protocol):

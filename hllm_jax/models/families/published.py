@@ -89,6 +89,11 @@ class Keys:
             raise ConfigRefused(f"{self.where} has no {full!r}")
         return default[0] if value is None else value
 
+    def nullable(self, key: str, missing: Any) -> Any:
+        """The value of a key, None where it is null; `missing` where it is not there."""
+        full = self.prefix + key
+        return self.left.pop(full) if full in self.left else missing
+
     def only(self, key: str, *allowed: Any) -> None:
         """Note a refusal where a key has another value than these; the first is what it means if missing."""
         value = self.take(key, allowed[0])
@@ -178,6 +183,8 @@ def rope_to_hf(spec: StackConfig) -> dict[str, Any]:
     """RoPE of a spec in both spellings, `rope_theta` with `rope_scaling` and `rope_parameters`."""
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope_theta}
     published: dict[str, Any] = {"rope_theta": spec.rope_theta}
+    if spec.rope_fraction != 1.0:
+        parameters["partial_rotary_factor"] = published["partial_rotary_factor"] = spec.rope_fraction
     if spec.rope_scaling is not None:
         s = spec.rope_scaling
         parameters |= {"rope_type": s.kind, "factor": s.factor}
@@ -187,7 +194,8 @@ def rope_to_hf(spec: StackConfig) -> dict[str, Any]:
                 "high_freq_factor": s.high,
                 "original_max_position_embeddings": s.original_length,
             }
-        published["rope_scaling"] = {k: v for k, v in parameters.items() if k != "rope_theta"}
+        apart = ("rope_theta", "partial_rotary_factor")
+        published["rope_scaling"] = {k: v for k, v in parameters.items() if k not in apart}
     return {**published, "rope_parameters": parameters}
 
 

@@ -25,6 +25,9 @@ RECORDER = ROOT / "scripts" / "fixtures" / "record_families.py"
 FIXTURES = ROOT / "tests" / "fixtures" / "families"
 TOLERANCE = 1e-4
 
+#: Families whose class is not in `transformers` -> the one that is the same model under other names.
+SAME_MODEL = {"chatglm": "glm4"}
+
 #: Our name of an output -> names of it in `transformers`.
 OUTPUTS = {
     "logits": ("logits", "prediction_logits"),

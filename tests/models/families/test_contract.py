@@ -19,6 +19,7 @@ from hllm_jax.models.families import families, presets
 from tests.models.families.contract import (
     FIXTURES,
     ROOT,
+    SAME_MODEL,
     TOLERANCE,
     Case,
     InMemory,
@@ -78,8 +79,9 @@ def test_every_preset_has_its_published_number_of_parameters() -> None:
 
 @pytest.mark.peers
 def test_transformers_counts_the_same_parameters() -> None:
-    pages = [(name, page) for page in families().values() for name in page.PRESETS]
-    configs = {name: page.to_hf(page.PRESETS[name]) for name, page in pages}
+    pages = [(name, family, page) for family, page in families().items() for name in page.PRESETS]
+    classes = {name: families()[SAME_MODEL.get(family, family)] for name, family, _ in pages}
+    configs = {name: classes[name].to_hf(page.PRESETS[name]) for name, _, page in pages}
     assert json.loads(ask_peers("count", given=configs)) == PARAMETERS
 
 
