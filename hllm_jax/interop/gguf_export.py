@@ -72,7 +72,9 @@ def save_gguf(
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(partial, page.GGUF_ARCHITECTURES[0])
+    # A page may write for several architectures: the keys of the sizes begin with the one that it chose.
+    architecture = next(name for name in page.GGUF_ARCHITECTURES if f"{name}.block_count" in metadata)
+    writer = GGUFWriter(partial, architecture)
     try:
         counts = _write(writer, metadata, page.GGUF_NAMES, flat, shapes, kind)
     except BaseException:

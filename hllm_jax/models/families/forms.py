@@ -73,10 +73,16 @@ class Same(OneToOne):
 
     def read(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
         theirs = theirs.reshape(ours)
-        return theirs + theirs.dtype.type(self.offset) if self.offset else theirs
+        if not self.offset:
+            return theirs
+        # Near the offset a narrow float has few digits for what is added to it.
+        return theirs.astype(np.promote_types(theirs.dtype, np.float32)) + np.float32(self.offset)
 
     def write(self, ours: np.ndarray) -> np.ndarray:
-        return ours - ours.dtype.type(self.offset) if self.offset else ours
+        if not self.offset:
+            return ours
+        wide = ours.astype(np.promote_types(ours.dtype, np.float32)) - np.float32(self.offset)
+        return wide.astype(ours.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,9 @@ TOLERANCE = 1e-4
 #: Families whose class is not in `transformers` -> the one that is the same model under other names.
 SAME_MODEL = {"chatglm": "glm4"}
 
+#: Families whose files hold the scales of norms minus one.
+MINUS_ONE = ("gemma2",)
+
 #: Our name of an output -> names of it in `transformers`.
 OUTPUTS = {
     "logits": ("logits", "prediction_logits"),

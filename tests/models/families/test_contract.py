@@ -18,6 +18,7 @@ from hllm_jax.models import DecoderConfig, Execution, Spec, init_cache
 from hllm_jax.models.families import families, presets
 from tests.models.families.contract import (
     FIXTURES,
+    MINUS_ONE,
     ROOT,
     SAME_MODEL,
     TOLERANCE,
@@ -122,7 +123,9 @@ def test_published_tensors_come_back_bit_equal(case: Case) -> None:
     assert again.shapes.keys() <= case.weights.keys() | set(case.page.HF_NAMES.tied)
     for name, tensor in saved.items():
         if name in case.weights:
-            np.testing.assert_array_equal(tensor, case.weights[name], err_msg=name)
+            # A scale kept minus one loses the digits that the one pushes out.
+            lost = 2.0**-23 if case.family in MINUS_ONE and "norm" in name else 0.0
+            np.testing.assert_allclose(tensor, case.weights[name], rtol=0, atol=lost, err_msg=name)
 
 
 @pytest.mark.peers
