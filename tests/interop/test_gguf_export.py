@@ -24,7 +24,7 @@ WIDE = tiny_config(embed=64, head_dim=16, mlp=96)
 def read_back(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
     """The spec and the flat parameters of a file."""
     file = GGUF(path)
-    spec = llama.from_gguf(file.metadata, file.shapes)
+    spec = llama.from_gguf(file.metadata, file)
     return spec, flat_unrolled(read_params(llama.GGUF_NAMES, file, spec))
 
 
