@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def list_corpora(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """`hllm data prepare NAME`."""
-    from hllm_jax.data.corpora.registry import prepare_corpus
+    from hllm_jax.data.corpora.registry import find_corpus, prepare_corpus
 
+    print(f"{args.name}: from {find_corpus(args.name).package.command}", file=sys.stderr)
     corpus = _record(prepare_corpus(args.name))
     if not args.json:
         for name, value in corpus.items():

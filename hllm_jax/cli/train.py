@@ -57,10 +57,16 @@ def quickstart(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """`hllm train CONFIG [key=value ...]`."""
+    """`hllm train CONFIG [key=value ...]`: prints the resolved configuration, then what the recipe says."""
+    from rich.console import Console
+
+    from hllm_jax.config import to_yaml
     from hllm_jax.recipes import load_run_config
 
     recipe, config = load_run_config(args.config, args.overrides)
+    Console(stderr=True, highlight=False).print(
+        to_yaml(config), end="", markup=False, soft_wrap=True, style="dim"
+    )
     recipe.main(config)
     if hasattr(config, "run"):
         _write_page(Path(config.run.dir).expanduser())

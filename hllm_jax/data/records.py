@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hllm_jax.data.errors import DataError
 from hllm_jax.data.examples import FORMS as EXAMPLES
@@ -113,6 +113,11 @@ def held_out(content_hash: bytes, share: float) -> bool:
     everything that a smaller one does.
     """
     return int.from_bytes(content_hash[:8], "big") < share * 2.0**64
+
+
+def split_by(content_hash: bytes, share: float) -> Literal["train", "validation"]:
+    """The split of a record with this hash: `validation` if it is held out at `share`."""
+    return "validation" if held_out(content_hash, share) else "train"
 
 
 def parse_record(value: object, where: str, field: str | None = None, task: TaskKind | None = None) -> Record:

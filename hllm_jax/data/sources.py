@@ -137,13 +137,10 @@ def open_tfds(source: SourceConfig, split: str, holdout: float) -> Opened:
     """Any TFDS name, stored as ArrayRecord (never Parquet: TFDS 4.9.10 silently loses rows there)."""
     import tensorflow_datasets as tfds
 
-    from hllm_jax.data.corpora.builder import quietly
-
     stand_in_for_importlib_resources()
     name = (source.name or "").removeprefix(TFDS_PREFIX)
     try:
-        with quietly():
-            builder = tfds.builder(name, data_dir=str(cache_dir() / "tfds"), file_format="array_record")
+        builder = tfds.builder(name, data_dir=str(cache_dir() / "tfds"), file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         raise DataError(f"TFDS cannot open it: {error}", source.label) from error
     prepared = False
@@ -152,8 +149,7 @@ def open_tfds(source: SourceConfig, split: str, holdout: float) -> Opened:
         nonlocal prepared
         if not prepared:
             try:
-                with quietly():
-                    builder.download_and_prepare()
+                builder.download_and_prepare()  # says how much it will download, and shows bars
             except Exception as error:  # whatever a data set's own download code raises
                 raise DataError(f"TFDS cannot prepare it: {error}", source.label) from error
             prepared = True

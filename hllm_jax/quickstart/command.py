@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hllm_jax.config import LOCAL_ONLY, is_remote
 from hllm_jax.quickstart.chain import Chain, Scale, minutes
 from hllm_jax.quickstart.stages import CLOSING, STAGES
 from hllm_jax.report.figures import require_matplotlib
@@ -38,11 +39,13 @@ def quickstart(
         The path of the report.
 
     Raises:
-        ValueError: no such scale, or `out` holds a quickstart of another one.
+        ValueError: no such scale, `out` holds a quickstart of another one, or is not on a local disk.
         MissingPlots: matplotlib is not installed; the report at the end needs it.
         SystemExit: interrupted in a training stage, which saved; run it again to go on.
     """
     require_matplotlib()  # now, and not after everything else
+    if is_remote(out):
+        raise ValueError(f"--out {out}: {LOCAL_ONLY}")
     chain = Chain(scale, Path(out), overrides or {})
     chain.begin()
     for number, (name, stage) in enumerate(STAGES.items(), start=1):

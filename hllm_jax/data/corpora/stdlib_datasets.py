@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from hllm_jax.data.archives import members
 from hllm_jax.data.corpora.registry import Corpus
-from hllm_jax.data.packages import Package, members
+from hllm_jax.data.packages import Package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
