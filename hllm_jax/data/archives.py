@@ -96,8 +96,14 @@ class Slice(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # pyrefly: ignore[bad-override]
-        """Fill the buffer as far as there are bytes."""
+        """Fill the buffer as far as there are bytes.
+
+        Raises:
+            EOFError: the file is shorter than was promised.
+        """
         block = self._file.read(min(len(buffer), self._left))
+        if not block and self._left and len(buffer):
+            raise EOFError(f"the file ends {self._left} bytes too early")
         buffer[: len(block)] = block
         self._left -= len(block)
         return len(block)

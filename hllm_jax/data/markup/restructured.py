@@ -37,13 +37,13 @@ DROPPED = {
     *("c:namespace", "title", "meta", "role", "default-role", "replace", "unicode"),
 }
 
+CODE = re.compile(r"(``.+?``)")
 INLINE = (
-    (re.compile(r"``(.+?)``"), r"\1"),
     (re.compile(r":[a-zA-Z][\w:.+-]*:`~?([^`<]+?)(?: *<[^`>]*>)?`"), r"\1"),
     (re.compile(r"`([^`<]+?) *<([^`>]+)>`_{1,2}"), r"\1 <\2>"),
     (re.compile(r"`([^`]+)`_{0,2}"), r"\1"),
-    (re.compile(r"(?<![\w*])\*\*(?=\S)(.+?)(?<=\S)\*\*(?![\w*])"), r"\1"),
-    (re.compile(r"(?<![\w*/])\*(?=[^\s*)])([^*]*?[^\s*(])\*(?![\w*])"), r"\1"),
+    (re.compile(r"(?<![\w*\\])\*\*(?=\S)(.+?)(?<=[^\s\\])\*\*(?![\w*])"), r"\1"),
+    (re.compile(r"(?<![\w*/\\])\*(?=[^\s*)])([^*]*?[^\s*(\\])\*(?![\w*])"), r"\1"),
     (re.compile(r"\\ "), ""),
     (re.compile(r"\\([*`_|\\<>:])"), r"\1"),
 )
@@ -120,7 +120,7 @@ def write_explicit(lines: Sequence[str], at: int, written: list[str], margin: st
     text, column = lines[at].lstrip(), indent(lines[at])
     body, end = body_at(lines, at + 1, column)
     if found := FOOTNOTE.match(text):
-        write_blocks([f"{found[1]} {found[2]}".rstrip(), *(f"  {line}" for line in body)], written, margin)
+        write_blocks([f"{found[1]} {' '.join([found[2], *body])}".rstrip(), ""], written, margin)
     elif found := DIRECTIVE.match(text):
         name, argument = found[1].lower(), (found[2] or "").strip()
         while body and OPTION.match(body[0]):
@@ -222,7 +222,12 @@ def write_paragraph(lines: Sequence[str], at: int, written: list[str], margin: s
 
 
 def unmarked(text: str) -> str:
-    """Text without inline markup; the address of a link stays behind its words."""
-    for pattern, plain in INLINE:
-        text = pattern.sub(plain, text)
-    return text
+    """Text without inline markup; the address of a link stays behind its words, code is as it stands."""
+    parts = CODE.split(text)
+    for number, part in enumerate(parts):
+        if number % 2:
+            parts[number] = part[2:-2]
+        else:
+            for pattern, plain in INLINE:
+                parts[number] = pattern.sub(plain, parts[number])
+    return "".join(parts)
