@@ -54,7 +54,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_train_runs_the_recipe_with_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "configs/say/tiny.yaml", "steps=2"]) == 0
-    assert capsys.readouterr().out == "said hellohello\n"
+    assert capsys.readouterr() == ("said hellohello\n", "recipe: say\ntext: hello\nsteps: 2\n")
 
 
 def test_validate_prints_the_resolved_config(capfd: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +83,7 @@ def test_a_users_error_has_no_traceback(
     text: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["train", "say/tiny", f"text={text}"]) == 2
-    assert capsys.readouterr().err == f"hllm train: {message}\n"
+    assert capsys.readouterr().err == f"recipe: say\ntext: {text}\nsteps: 1\nhllm train: {message}\n"
     monkeypatch.setenv("HLLM_DEBUG", "1")
     with pytest.raises((ValueError, OSError)):
         main(["train", "say/tiny", f"text={text}"])
@@ -91,8 +91,7 @@ def test_a_users_error_has_no_traceback(
 
 def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "say/tiny", "text=interrupt"]) == 130
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+    assert capsys.readouterr() == ("", "recipe: say\ntext: interrupt\nsteps: 1\n")
 
 
 def test_json_is_alone_on_stdout(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_impossible_sources(settings, field):
 
 def test_impossible_sections():
     a, b = SourceConfig(name="a", weight=1.0), SourceConfig(name="b")
-    for settings in ({"sources": ()}, {"sources": (a, b)}, {"holdout": 1.0}):
+    for settings in ({"sources": ()}, {"sources": (a, b)}, {"holdout": 1.0}, {"cache": "gs://b/x"}):
         with pytest.raises(Invalid):
             DataConfig(**settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,9 +115,13 @@ def test_stopped_killed_and_finished(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = page.read_text("utf-8")
     assert text.count("<svg") == 4
     assert "你好" in text
-    said = capsys.readouterr().out
-    assert said.count("you   ") == 2
-    assert str(page) in said
+    said = capsys.readouterr()
+    assert said.out.count("you   ") == 2
+    assert str(page) in said.out
+    # A calm screen: where the settings are, but not all of them, and nothing of TFDS.
+    assert f"{out / 'sft'}: resuming at step 8" in said.err
+    assert "config.yaml" in said.err
+    assert not re.search(r"weight_decay: |Downloading|[Dd]ataset |WARNING|absl", said.out + said.err)
 
     # Once more: nothing is left to do.
     before = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}

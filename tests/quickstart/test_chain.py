@@ -44,6 +44,15 @@ def test_a_folder_belongs_to_one_scale(tmp_path: Path):
         Chain("medium", tmp_path, {}).begin()
 
 
+def test_a_bucket_is_no_folder_to_work_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from hllm_jax.quickstart import quickstart
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--out gs://bucket/quick: must be a local path for now"):
+        quickstart(out="gs://bucket/quick")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_time_of_an_interrupted_stage_adds_up(tmp_path: Path):
     chain = Chain("small", tmp_path, {})
     chain.begin()

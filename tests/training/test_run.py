@@ -11,15 +11,19 @@ import jax
 import numpy as np
 import pytest
 
-from hllm_jax.config import load_config
+from hllm_jax.config import ConfigError, load_config
 from hllm_jax.testing.training import ToyBatches, ToyConfig, toy_config, toy_layout, toy_train
 from hllm_jax.training import CheckpointError, PlatformError, Run, RunError
 from hllm_jax.training.metrics import MetricsFile, read_lines
 
 
-def test_a_run_folder_says_what_it_is(tmp_path: Path) -> None:
+def test_a_run_folder_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = toy_config(tmp_path, "train.steps=2")
     toy_train(settings)
+    said = capsys.readouterr().err
+    assert f"{tmp_path}: new run" in said.splitlines()[0]
+    assert "config.yaml" in said.splitlines()[0]
+    assert "weight_decay" not in said  # the settings themselves are in that file
     assert load_config(ToyConfig, tmp_path / "config.yaml") == settings
     facts = json.loads((tmp_path / "run.json").read_text())
     assert facts["platform"] == "cpu"
@@ -90,6 +94,12 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         Run.start(toy_config(tmp_path))
     run.close()
     Run.start(toy_config(tmp_path)).close()
+
+
+@pytest.mark.parametrize("folder", ["gs://bucket/run", "gs:/bucket/run", "s3://bucket/run"])
+def test_a_run_lives_on_a_disk(folder: str) -> None:
+    with pytest.raises(ConfigError, match=rf"run.dir = {folder}: must be a local path for now; use a"):
+        load_config(ToyConfig, overrides=[f"run.dir={folder}"])
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

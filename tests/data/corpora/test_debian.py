@@ -172,8 +172,8 @@ def test_a_debian_corpus_is_prepared_and_read(
 @pytest.mark.parametrize(
     ("name", "patterns", "characters", "han"),
     [
-        # Characters and Han characters that others counted; None where nobody did. For manual pages they counted
-        # 43 links as pages once more: 0.85 M in simplified characters, 0.788 M without.
+        # Characters and Han characters that others counted; None where nobody did. In manual pages they
+        # counted what 43 links point to once more: 0.85 M, without that 0.788 M.
         ("manpages-zh", [f"{MAN}zh_CN/*.gz"], None, 0.788e6),
         ("manpages-zh-tw", [f"{MAN}zh_TW/*.gz"], None, None),
         ("fortunes-zh", ["./usr/share/games/fortunes/*[a-z0-9]"], None, None),
