@@ -30,13 +30,16 @@ class Codec(Protocol):
     """Ordinary text to ids. Knows nothing of documents, templates or which special token means what.
 
     Attributes:
-        kind: "unigram", "bpe", "byte_bpe", …: for display.
+        kind: "unigram", "bpe", "byte_bpe", "wordpiece", …: for display.
         vocab_size: one above the largest id.
         special: the control tokens.
         pieces: the bytes of each id, `b""` for control tokens and for ids without a token.
         adds_space: encoding puts a space before the text, which decoding takes away (foreign tokenizers).
         adds_space_once: of a conversation only the very beginning gets that space, not each part of it that
             follows a control token.
+        trails_space: a piece that ends a word carries the space after it; decoding takes the last one away.
+        unk_id: what stands for characters without a piece; None where there is none.
+        lossless: every text comes back from its ids exactly.
     """
 
     kind: str
@@ -45,6 +48,9 @@ class Codec(Protocol):
     pieces: tuple[bytes, ...]
     adds_space: bool
     adds_space_once: bool
+    trails_space: bool
+    unk_id: int | None
+    lossless: bool
 
     def encode(self, text: str) -> list[int]:
         """Ids of an ordinary text: never one of a control token, whatever the text spells."""

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from hllm_jax.tokenizers import definitions
+from hllm_jax.tokenizers.assembly import assemble
 from hllm_jax.tokenizers.errors import NoTokenizer, TokenizerError
-from hllm_jax.tokenizers.huggingface import TokenizersCodec, from_tokenizer_json, known_ends
+from hllm_jax.tokenizers.frame import Frame
+from hllm_jax.tokenizers.huggingface import TokenizersCodec
+from hllm_jax.tokenizers.published import CONVENTIONS, ROLES, Convention, Parts, class_of
 from hllm_jax.tokenizers.sentencepiece import SentencePieceCodec
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -17,55 +21,63 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from hllm_jax.tokenizers.codec import Codec
-
-MODEL_FILES = (TokenizersCodec.FILE, SentencePieceCodec.FILE)
+JSON, MODEL = TokenizersCodec.FILE, SentencePieceCodec.FILE
+VOCABULARIES = (JSON, MODEL, "spiece.model", "vocab.txt", "vocab.json")
 CONFIG, TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
+NAMES, ADDED, MODEL_CONFIG = "special_tokens_map.json", "added_tokens.json", "config.json"
 OURS = "hllm"  # the section of tokenizer_config.json that only we read
+# What a tokenizer of ours cannot do without; the other settings are written where they say something.
+NEEDED = ("bos_id", "eos_id", "pad_id", "stop_ids", "add_bos")
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Load a tokenizer folder: ours, or that of a Hugging Face model.
 
     Args:
-        folder: holds tokenizer.json or tokenizer.model; a local path or any that `etils.epath` reads.
+        folder: holds tokenizer.json, tokenizer.model, spiece.model, vocab.txt, or vocab.json and merges.txt;
+            a local path or any that `etils.epath` reads.
 
     Raises:
-        TokenizerError: there is no tokenizer, or a file is damaged; the message names the file.
+        NoTokenizer: none of these files is there.
+        TokenizerError: a file is damaged or missing, what kind it is cannot be told, or the vocabulary lacks
+            its special tokens; the message names the folder and the file.
     """
     path = epath.Path(folder)
-    names = (*MODEL_FILES, CONFIG, TEMPLATE, GENERATION, "special_tokens_map.json", "config.json")
+    names = (*VOCABULARIES, "merges.txt", CONFIG, TEMPLATE, GENERATION, NAMES, ADDED, MODEL_CONFIG)
     files = {name: (path / name).read_bytes() for name in names if (path / name).exists()}
-    if not any(name in files for name in MODEL_FILES):
-        what = "does not exist" if not path.exists() else "holds no tokenizer.json and no tokenizer.model"
+    if not any(name in files for name in VOCABULARIES):
+        what = "does not exist" if not path.exists() else f"holds none of {', '.join(VOCABULARIES)}"
         raise NoTokenizer(f"no tokenizer in {path}: the folder {what}")
     return tokenizer_of(files, str(path))
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
-    """Write tokenizer.model or tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder.
+    """Write a tokenizer folder: what we read ourselves, and what `transformers` reads.
 
-    Each file appears whole or not at all. The names and keys are those that `transformers` reads.
+    Each file appears whole or not at all. Beside a tokenizer.model lies a tokenizer.json of the same ids.
     """
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    for name, content in files_of(tokenizer).items():
+    files = files_of(tokenizer)
+    if isinstance(tokenizer.codec, SentencePieceCodec):
+        content = tokenizer.codec.proto.tokenizer_json(tokenizer.frame)
+        files[JSON] = json.dumps(content, ensure_ascii=False).encode()
+    for name, content in files.items():
         draft = path / f"{name}.tmp"
         draft.write_bytes(content)
         draft.replace(path / name)
 
 
 def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """File name to content of a whole tokenizer folder."""
+    """File name to content of all that `tokenizer_of` needs."""
     files = tokenizer.codec.files()
     spelled = {i: text for text, i in tokenizer.special_ids.items()}
-    names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+    ids = {role: getattr(tokenizer, f"{role}_id") for role in ROLES}
     config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if TokenizersCodec.FILE in files else "LlamaTokenizer",
-        **{name: spelled[i] for name, i in names.items() if i is not None and i in spelled},
-        "add_bos_token": tokenizer.add_bos,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{role}_token": spelled[i] for role, i in ids.items() if i is not None and i in spelled},
+        **_flags(tokenizer),
         "clean_up_tokenization_spaces": False,
-        "legacy": False,
         "add_prefix_space": tokenizer.codec.adds_space,
         OURS: {**tokenizer.settings, "sha256": _checksums(files)},
     }
@@ -73,6 +85,17 @@ def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
     if tokenizer.chat_template is not None:
         files[TEMPLATE] = tokenizer.chat_template.encode()
     return files
+
+
+def _flags(tokenizer: Tokenizer) -> dict[str, bool]:
+    """For readers: begin and end around each text. Other frames stand in the tokenizer.json, and a flag here
+    would replace them."""
+    for bos in (True, False):
+        for eos in (True, False):
+            plain = Frame.plain(tokenizer.bos_id if bos else None, tokenizer.eos_id if eos else None)
+            if tokenizer.frame == plain and not (bos and tokenizer.bos_id is None):
+                return {"add_bos_token": bos, "add_eos_token": eos}
+    return {}
 
 
 def tokenizer_of(files: Mapping[str, bytes], where: str) -> Tokenizer:
@@ -97,7 +120,8 @@ def tokenizer_of(files: Mapping[str, bytes], where: str) -> Tokenizer:
 def _own(
     files: Mapping[str, bytes], settings: Mapping[str, Any], template: str | None, where: str
 ) -> Tokenizer:
-    for name, expected in settings.get("sha256", {}).items():
+    checksums: Mapping[str, str] = settings.get("sha256", {})
+    for name, expected in checksums.items():
         if name not in files:
             raise TokenizerError(f"{where}: {name} is missing")
         found = hashlib.sha256(files[name]).hexdigest()
@@ -106,67 +130,123 @@ def _own(
                 f"{where}/{name} is damaged or of another tokenizer: its SHA-256 is {found[:12]}…, "
                 f"{CONFIG} says {expected[:12]}… ({len(files[name])} bytes)"
             )
-    missing = sorted({"bos_id", "eos_id", "pad_id", "stop_ids", "add_bos"} - set(settings))
+    missing = sorted(set(NEEDED) - set(settings))
     if missing:
         raise TokenizerError(f"{where}/{CONFIG}: the section {OURS!r} lacks {', '.join(missing)}")
-    return Tokenizer(
-        _codec(files, where),
-        bos_id=settings["bos_id"],
-        eos_id=settings["eos_id"],
-        pad_id=settings["pad_id"],
-        stop_ids=settings["stop_ids"],
-        add_bos=settings["add_bos"],
-        chat_template=template,
+    codec = (
+        SentencePieceCodec(files[MODEL]) if MODEL in checksums else TokenizersCodec(_text(files, JSON, where))
     )
+    chosen = {name: value for name, value in settings.items() if name != "sha256"}
+    return Tokenizer.of_settings(codec, chosen, template)
 
 
 def _foreign(
     files: Mapping[str, bytes], config: Mapping[str, Any], template: str | None, where: str
 ) -> Tokenizer:
-    names = {**_json_object(files, "special_tokens_map.json", where), **config}
-    bos, eos, pad = (_spelling(names.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
+    model_config = _json_object(files, MODEL_CONFIG, where)
+    name = class_of(config, model_config)
+    convention = CONVENTIONS.get(name or "")
+    listed = {**_json_object(files, NAMES, where), **config}
+    said = {role: text for role in ROLES if (text := _spelling(listed.get(f"{role}_token"))) is not None}
     stops: list[int] = []
-    for file in (GENERATION, "config.json"):
-        ends = _json_object(files, file, where).get("eos_token_id")
+    for content in (_json_object(files, GENERATION, where), model_config):
+        ends = content.get("eos_token_id")
         stops += [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)]
-    eos = eos if eos is not None else stops[0] if stops else _spelling(names.get("sep_token"))
-    if TokenizersCodec.FILE in files:
-        return from_tokenizer_json(
-            _text(files, TokenizersCodec.FILE, where),
-            bos=bos,
-            eos=eos,
-            pad=pad,
-            stop=stops,
-            add_bos=config.get("add_bos_token"),
-            chat_template=template,
-        )
-    codec = SentencePieceCodec(files[SentencePieceCodec.FILE])
-    ids = {token.text: token.id for token in codec.special}
+    if JSON not in files:
+        convention = convention or _convention_of(files, name)
+    own_frame = bool(convention and convention.single)
+    flags = {f"add_{role}": None if own_frame else config.get(f"add_{role}_token") for role in ("bos", "eos")}
+    if JSON in files:
+        codec = TokenizersCodec(_text(files, JSON, where))
+    elif convention is not None and convention.build is not None:
+        codec = TokenizersCodec(_built(files, convention, config, said, where))
+    else:
+        return _sentencepiece(files[MODEL], convention, config, said, stops, template)
+    return assemble(
+        codec,
+        codec.vocabulary,
+        _named(convention.tokens if convention else {}, said, stops, codec.vocabulary),
+        frame=codec.frame,
+        stop=stops,
+        add_bos=flags["add_bos"],
+        add_eos=flags["add_eos"],
+        chat_template=template,
+    )
+
+
+def _convention_of(files: Mapping[str, bytes], name: str | None) -> Convention | None:
+    """What vocabulary files without a tokenizer.json imply; None: a SentencePiece model as it is."""
+    if name is None and MODEL in files:
+        return None
+    if name is None and "vocab.txt" in files:
+        return CONVENTIONS["BertTokenizer"]
+    found = next(file for file in VOCABULARIES if file in files)
+    told = (
+        f"of the class {name!r}, which" if name else "of a class that neither it nor config.json names, which"
+    )
+    raise TokenizerError(
+        f"{found} is {told} is not known without a tokenizer.json; name one of {', '.join(CONVENTIONS)} as "
+        f"tokenizer_class in {CONFIG}"
+    )
+
+
+def _built(
+    files: Mapping[str, bytes],
+    convention: Convention,
+    config: Mapping[str, Any],
+    said: Mapping[str, str],
+    where: str,
+) -> definitions.Content:
+    """The content of a tokenizer.json from vocabulary files."""
+    missing = [name for name in convention.files if name not in files]
+    if missing:
+        raise TokenizerError(f"{where}: {' and '.join(missing)} is missing, and so is {JSON}")
+    older = _json_object(files, ADDED, where)
+    parts = Parts(
+        config=config,
+        tokens={**convention.tokens, **said},
+        added=definitions.added_tokens(config, older),
+        frame=convention.frame,
+    )
+    assert convention.build is not None
+    return convention.build([files[name] for name in convention.files], parts)
+
+
+def _sentencepiece(
+    model: bytes,
+    convention: Convention | None,
+    config: Mapping[str, Any],
+    said: Mapping[str, str],
+    stops: list[int],
+    template: str | None,
+) -> Tokenizer:
+    """A tokenizer.model with nothing around it but begin and end of a document."""
+    codec = SentencePieceCodec(model)
     beyond = sorted(i for i in map(int, config.get("added_tokens_decoder", {})) if i >= codec.vocab_size)
     if beyond:
         raise TokenizerError(
             f"{CONFIG} adds tokens from id {beyond[0]} on to tokenizer.model: tokenizer.json is needed"
         )
-    bos, eos = ids.get(bos or "<s>"), eos if isinstance(eos, int) else ids.get(eos or "</s>")
-    if eos is None:
-        raise TokenizerError(
-            f"no end-of-document token is known: {CONFIG} needs an eos_token of tokenizer.model"
-        )
-    return Tokenizer(
+    vocabulary = {text: i for i, text in enumerate(codec.proto.texts)}
+    usual = {"bos": "<s>", "eos": "</s>"} if convention is None else convention.tokens
+    return assemble(
         codec,
-        bos_id=bos,
-        eos_id=eos,
-        pad_id=ids.get(str(pad), eos),
-        stop_ids=[*stops, *known_ends(ids)],
+        vocabulary,
+        _named(usual, said, stops, vocabulary),
+        frame=Frame.plain(),
+        stop=stops,
         add_bos=bool(config.get("add_bos_token", True)),
+        add_eos=bool(config.get("add_eos_token", False)),
         chat_template=template,
     )
 
 
-def _codec(files: Mapping[str, bytes], where: str) -> Codec:
-    if TokenizersCodec.FILE in files:
-        return TokenizersCodec(_text(files, TokenizersCodec.FILE, where))
-    return SentencePieceCodec(files[SentencePieceCodec.FILE])
+def _named(
+    usual: Mapping[str, str], said: Mapping[str, str], stops: list[int], vocabulary: Mapping[str, int]
+) -> dict[str, str | int]:
+    """What is special: as the folder says; the first end of an answer; as is usual, if it is there."""
+    ends = {"eos": stops[0]} if stops else {}
+    return {**{role: text for role, text in usual.items() if text in vocabulary}, **ends, **said}
 
 
 def _template(files: Mapping[str, bytes], config: Mapping[str, Any], where: str) -> str | None:

@@ -1,4 +1,4 @@
-"""SentencePiece models (unigram and BPE) as a codec that loses nothing."""
+"""SentencePiece models (unigram and BPE) as a codec, which loses nothing where the model does not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sentencepiece
 
 from hllm_jax.tokenizers.codec import SpecialToken
 from hllm_jax.tokenizers.errors import TokenizerError, refuse
+from hllm_jax.tokenizers.proto import Proto
+from hllm_jax.tokenizers.spelling import SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SPACE = "\u2581"  # how SentencePiece writes a space
 WINDOW = 1000  # characters encoded at once: BPE over a whole book is three times slower
 
 
@@ -34,16 +35,14 @@ class SentencePieceCodec:
     FILE = "tokenizer.model"
 
     def __init__(self, model: bytes) -> None:
+        self.proto = Proto.read(model)
         try:
-            # Empty and cut-off files otherwise load as a model without pieces.
-            processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
-            size = processor.vocab_size() if processor else 0
+            processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise TokenizerError(f"not a SentencePiece model ({len(model)} bytes): {error}") from None
-        if not size:
-            raise TokenizerError(f"not a SentencePiece model: {len(model)} bytes without a single piece")
+        size: int = processor.vocab_size()
         self._model, self._processor = model, processor
-        self.vocab_size: int = size
+        self.vocab_size = size
         texts = [processor.id_to_piece(i) for i in range(size)]
         self.special = tuple(
             SpecialToken(texts[i], i)
@@ -52,11 +51,13 @@ class SentencePieceCodec:
         )
         self.pieces = tuple(self._bytes(i, text) for i, text in enumerate(texts))
         self.adds_space: bool = processor.normalize("a") == SPACE + "a"
-        self.adds_space_once = False
+        self.adds_space_once = self.trails_space = False
+        self.unk_id: int | None = processor.unk_id()
         bytes_of = {self.pieces[i]: i for i in range(size) if processor.is_byte(i)}
         self._space_ids = [bytes_of[bytes([b])] for b in SPACE.encode()] if len(bytes_of) == 256 else []
         self._exact = bool(self._space_ids) and processor.normalize(" a  b\n") == "\u2581a\u2581\u2581b\n"
-        self.kind = _kind(model)
+        self.lossless = self._exact
+        self.kind = self.proto.kind
         ordinary = [
             piece.decode() for i, piece in enumerate(self.pieces) if piece and not processor.is_byte(i)
         ]
@@ -135,11 +136,3 @@ class SentencePieceCodec:
     def files(self) -> dict[str, bytes]:
         """The model as it was trained or read."""
         return {self.FILE: self._model}
-
-
-def _kind(model: bytes) -> str:
-    from sentencepiece import sentencepiece_model_pb2  # needs protobuf's Python part: only for the name
-
-    kinds: Any = sentencepiece_model_pb2
-    proto = kinds.ModelProto.FromString(model)
-    return {1: "unigram", 2: "bpe", 3: "word", 4: "char"}.get(proto.trainer_spec.model_type, "sentencepiece")

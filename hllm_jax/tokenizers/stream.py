@@ -15,10 +15,12 @@ class StreamDecoder:
     Args:
         table: the bytes of each id.
         strip_space: take away one space at the start of the text.
+        hold_space: take away one space at the end of the text; a space is therefore given with what follows.
     """
 
-    def __init__(self, table: Sequence[bytes], strip_space: bool = False) -> None:
-        self._table, self._strip = table, strip_space
+    def __init__(self, table: Sequence[bytes], strip_space: bool = False, hold_space: bool = False) -> None:
+        self._table, self._strip, self._hold = table, strip_space, hold_space
+        self._held = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
@@ -29,6 +31,10 @@ class StreamDecoder:
         if self._strip and piece:
             self._strip = False
             piece = piece.removeprefix(b" ")
+        if self._hold and piece:
+            whole = self._held + piece
+            piece = whole.removesuffix(b" ")
+            self._held = whole[len(piece) :]
         return self._decoder.decode(piece)
 
     def flush(self) -> str:

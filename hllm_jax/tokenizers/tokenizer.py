@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hllm_jax.tokenizers.errors import TemplateError, TokenizerError
+from hllm_jax.tokenizers.frame import Frame
 from hllm_jax.tokenizers.messages import check_messages, check_tools
 from hllm_jax.tokenizers.stream import StreamDecoder
 from hllm_jax.tokenizers.template import BEGIN, END, ChatTemplate, Mark
@@ -39,8 +40,14 @@ class Tokenizer:
         bos_id: begin of a document; None where there is none.
         eos_id: end of a document.
         pad_id: fills rows; its positions carry weight 0 wherever they come from.
+        cls_id: begins what an encoder reads; None where there is none, as for the next two.
+        sep_id: separates texts that an encoder reads together.
+        mask_id: stands for what an encoder has to guess.
+        sentinel_ids: stand for the spans that an encoder-decoder has to guess, `<extra_id_0>` first.
         stop_ids: ends of an answer; `eos_id` and the end of turn that the template writes are added.
         add_bos: documents and prompts begin with `bos_id`.
+        frame: the special tokens that the model sees around one and around two texts; None is begin of
+            document before each, where `add_bos` says so.
         chat_template: Jinja text; None where the model has none.
 
     Raises:
@@ -50,6 +57,9 @@ class Tokenizer:
         vocab_size: number of ids, one above the largest.
         kind: of the codec, for display.
         special_ids: spelling to id of every control token.
+        unk_id: what stands for characters without a token; None where every text can be said.
+        lossless: `decode(encode(text)) == text` for every text. Every tokenizer trained here is, but for kind
+            "wordpiece"; a foreign one may change case, blanks or forms of characters.
     """
 
     def __init__(
@@ -59,25 +69,39 @@ class Tokenizer:
         bos_id: int | None,
         eos_id: int,
         pad_id: int,
+        cls_id: int | None = None,
+        sep_id: int | None = None,
+        mask_id: int | None = None,
+        sentinel_ids: Sequence[int] = (),
         stop_ids: Sequence[int] = (),
         add_bos: bool = True,
+        frame: Frame | None = None,
         chat_template: str | None = None,
     ) -> None:
         self.codec = codec
         self.vocab_size, self.kind = codec.vocab_size, codec.kind
+        self.unk_id, self.lossless = codec.unk_id, codec.lossless
         self.special_ids: Mapping[str, int] = {token.text: token.id for token in codec.special}
         for name, value in (
             ("bos", bos_id),
             ("eos", eos_id),
             ("pad", pad_id),
+            ("cls", cls_id),
+            ("sep", sep_id),
+            ("mask", mask_id),
+            *(("sentinel", i) for i in sentinel_ids),
             *(("stop", i) for i in stop_ids),
+            *(("frame's", i) for i in (frame.ids if frame else ())),
         ):
             if value is not None and not 0 <= value < self.vocab_size:
                 raise TokenizerError(
                     f"the {name} id {value} is outside the vocabulary of {self.vocab_size} ids"
                 )
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.cls_id, self.sep_id, self.mask_id = cls_id, sep_id, mask_id
+        self.sentinel_ids = tuple(sentinel_ids)
         self.add_bos = add_bos and bos_id is not None
+        self.frame = frame or Frame.plain(bos_id if self.add_bos else None)
         self.chat_template = chat_template
         spelling = {token.id: token.text for token in codec.special}
         self._plain = codec.pieces
@@ -86,7 +110,7 @@ class Tokenizer:
         )
         self._template: ChatTemplate | None = None
         if chat_template is not None:
-            names = {"bos_token": bos_id, "eos_token": eos_id, "pad_token": pad_id}
+            names = {"bos_token": bos_id, "eos_token": eos_id, "pad_token": pad_id, "unk_token": self.unk_id}
             known = {name: spelling.get(i, "") for name, i in names.items() if i is not None}
             self._template = ChatTemplate(
                 chat_template, codec.special, {"bos_token": "", "unk_token": "", **known}
@@ -115,6 +139,21 @@ class Tokenizer:
         ids = self.codec.encode(text)
         return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None else ids
 
+    def encode_for_model(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+        """One text, or two that belong together, as the model was trained to see them.
+
+        BERT: `[CLS] text [SEP] pair [SEP]`; RoBERTa: `<s> text </s></s> pair </s>`; T5: `text </s>`; a
+        decoder: `bos text`. Which, is what the tokenizer's own file says.
+
+        Args:
+            text: the first, or only, text.
+            pair: the second.
+
+        Returns:
+            `(ids, token_types)` of equal length. A type is what indexes BERT's segment embedding, 0 or 1.
+        """
+        return self.frame(self.codec.encode(text), None if pair is None else self.codec.encode(pair))
+
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = False) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD.
 
@@ -131,11 +170,13 @@ class Tokenizer:
             raise IndexError(f"id {wrong} is outside the vocabulary of {self.vocab_size}")
         table = self._plain if skip_special else self._spelled
         data = b"".join([table[i] for i in numbers])
-        return (data.removeprefix(b" ") if self.codec.adds_space else data).decode("utf-8", "replace")
+        data = data.removeprefix(b" ") if self.codec.adds_space else data
+        return (data.removesuffix(b" ") if self.codec.trails_space else data).decode("utf-8", "replace")
 
     def stream(self, skip_special: bool = False) -> StreamDecoder:
         """A decoder of one id at a time; see `decode`."""
-        return StreamDecoder(self._plain if skip_special else self._spelled, self.codec.adds_space)
+        table = self._plain if skip_special else self._spelled
+        return StreamDecoder(table, self.codec.adds_space, self.codec.trails_space)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token, `b""` for special tokens."""
@@ -158,6 +199,23 @@ class Tokenizer:
     def byte_lengths(self) -> np.ndarray:
         """int32 [vocab_size]: bytes of text that each token stands for, 0 for special tokens."""
         return np.array([len(piece) for piece in self._plain], np.int32)
+
+    @functools.cached_property
+    def continues_word(self) -> np.ndarray:
+        """bool [vocab_size]: tokens that belong to the word of the token before them, for whole-word masking.
+
+        WordPiece marks them (`##`); elsewhere they are those that do not begin with a blank. False for
+        special tokens. Chinese has no blanks: mask its words by a segmentation.
+
+        Raises:
+            TokenizerError: a vocabulary that marks where words end, not where they begin (GPT-1).
+        """
+        if self.codec.trails_space:
+            raise TokenizerError(
+                f"this {self.kind} vocabulary marks the ends of words, so whether a token continues a word "
+                "depends on the one before it; whole-word masking needs WordPiece, SentencePiece or bytes"
+            )
+        return np.array([piece != b"" and not piece[:1].isspace() for piece in self._plain], np.bool_)
 
     # Conversations
 
@@ -294,13 +352,22 @@ class Tokenizer:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """What besides the codec's files determines ids and rendering; JSON-able."""
+        """What besides the codec's files determines ids and rendering; JSON-able, for `of_settings`."""
+        begin = self.bos_id if self.add_bos else None
+        more = {
+            "cls_id": self.cls_id,
+            "sep_id": self.sep_id,
+            "mask_id": self.mask_id,
+            "sentinel_ids": list(self.sentinel_ids) or None,
+            "frame": None if self.frame == Frame.plain(begin) else self.frame.to_json(),
+        }
         return {
             "bos_id": self.bos_id,
             "eos_id": self.eos_id,
             "pad_id": self.pad_id,
             "stop_ids": list(self.stop_ids),
             "add_bos": self.add_bos,
+            **{name: value for name, value in more.items() if value is not None},
         }
 
     @functools.cached_property
@@ -313,9 +380,16 @@ class Tokenizer:
             digest.update(f"{name}:{len(content)}:".encode() + content)
         return digest.hexdigest()
 
-    def with_template(self, chat_template: str) -> Tokenizer:
-        """The same tokenizer with another chat template."""
-        return Tokenizer(self.codec, **self.settings, chat_template=chat_template)
+    @classmethod
+    def of_settings(cls, codec: Codec, settings: Mapping[str, Any], chat_template: str | None) -> Tokenizer:
+        """The tokenizer whose `settings` these are."""
+        given: dict[str, Any] = dict(settings)
+        given["frame"] = Frame.from_json(given["frame"]) if given.get("frame") else None
+        return cls(codec, **given, chat_template=chat_template)
+
+    def with_template(self, chat_template: str | None) -> Tokenizer:
+        """The same tokenizer with another chat template, or with none."""
+        return Tokenizer.of_settings(self.codec, self.settings, chat_template)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the tokenizer into a folder, made if missing; see `folder.save_tokenizer`."""

@@ -1,32 +1,25 @@
-"""Training a tokenizer: a fair sample, an alphabet that fits, then SentencePiece or byte-level BPE."""
+"""Training a tokenizer: a fair sample, then SentencePiece, byte-level BPE or WordPiece."""
 
 from __future__ import annotations
 
 import io
 import re
-import zlib
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hllm_jax.tokenizers.config import BOS, EOS, IM_END, PAD
-from hllm_jax.tokenizers.errors import TokenizerError, refuse
+from hllm_jax.tokenizers.assembly import sentinel_ids
+from hllm_jax.tokenizers.config import BOS, EOS, IM_END, MASK, PAD, WORDPIECE_TOKENS
+from hllm_jax.tokenizers.errors import TokenizerError
+from hllm_jax.tokenizers.sampling import CHUNK, alphabet_of, sample, too_large
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from hllm_jax.tokenizers.codec import Codec
     from hllm_jax.tokenizers.config import TokenizerConfig
 
 CHATML = Path(__file__).with_name("chatml.jinja")
-
-CHUNK = (
-    2000  # characters: SentencePiece trains on "sentences", and the regular expressions like short strings
-)
-
-# What means something else to the SentencePiece trainer: its space, its unknown mark, its piece boundary.
-RESERVED = "\u2581\u2585\t\0"
 
 # Contractions; a run of Han characters, a word with the space before it, digits, punctuation with the line
 # end after it, blanks. Han is kept from other letters, so that "Python语言" is two words; Latin letters have
@@ -48,8 +41,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
         config: what to train; `path` is not used.
 
     Returns:
-        A tokenizer with the special tokens `<|pad|> <|unk|> <|bos|> <|eos|> <|im_start|> <|im_end|>` and
-        those of the config, as ids from 0 on.
+        A tokenizer with the special tokens `<|pad|> <|unk|> <|bos|> <|eos|> <|im_start|> <|im_end|>` (kind
+        wordpiece: `[PAD] [UNK] [CLS] [SEP] [MASK]`) and those of the config, as ids from 0 on.
 
     Raises:
         TokenizerError: no usable text; a vocabulary smaller than bytes and alphabet need, or larger than the
@@ -61,6 +54,14 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
             f"there is no text to train a tokenizer on: {count} records were read and "
             + ("every one was empty or blank" if count else "the source is empty")
         )
+    template = template_text(config)
+    if config.kind == "wordpiece":
+        from hllm_jax.tokenizers.huggingface import from_tokenizer_json
+        from hllm_jax.tokenizers.wordpiece import train_wordpiece
+
+        return from_tokenizer_json(
+            train_wordpiece(chunks, config), pad=WORDPIECE_TOKENS[0], chat_template=template
+        )
     codec = _byte_bpe(chunks, config) if config.kind == "byte_bpe" else _sentencepiece(chunks, config)
     ids = {token: i for i, token in enumerate(config.control_tokens)}
     return Tokenizer(
@@ -68,73 +69,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
         bos_id=ids[BOS],
         eos_id=ids[EOS],
         pad_id=ids[PAD],
+        mask_id=ids.get(MASK),
+        sentinel_ids=sentinel_ids(ids),
         stop_ids=(ids[IM_END], ids[EOS]),
-        chat_template=template_text(config),
+        chat_template=template,
     )
-
-
-def sample(texts: Iterable[str], limit: int) -> tuple[list[str], int]:
-    """Chunks of at most `CHUNK` characters, about `limit` bytes of them, and the number of texts read.
-
-    Every chunk of the stream has the same chance: it is kept while its hash lies below a threshold, which is
-    lowered whenever the kept ones exceed the limit.
-    """
-    kept: list[tuple[int, int, str]] = []
-    size, threshold, number, count = 0, 1 << 32, 0, 0
-    for text in texts:
-        if not isinstance(text, str):
-            raise TokenizerError(f"text {count} is a {type(text).__name__}, not a string")
-        count += 1
-        for chunk in _chunks(text):
-            if chunk.isspace():
-                continue
-            try:
-                data = chunk.encode()
-            except UnicodeEncodeError:
-                refuse([chunk])
-                raise
-            number += 1
-            key = zlib.crc32(data, number & 0xFFFFFFFF)
-            if key < threshold:
-                kept.append((key, len(data), chunk))
-                size += len(data)
-                while size > limit and len(kept) > 1:
-                    threshold = threshold * 9 // 10
-                    kept = [entry for entry in kept if entry[0] < threshold] or kept[:1]
-                    size = sum(entry[1] for entry in kept)
-    return [chunk for _, _, chunk in kept], count
-
-
-def _chunks(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > CHUNK:
-        cut = text.rfind("\n", start, start + CHUNK) + 1 or text.rfind(" ", start + 1, start + CHUNK)
-        if cut <= start:
-            cut = start + CHUNK
-        yield text[start:cut]
-        start = cut
-    if start < len(text):
-        yield text[start:]
-
-
-def _alphabet(chunks: list[str], config: TokenizerConfig) -> set[str]:
-    """The characters that get a piece: the most frequent, up to the coverage and their room."""
-    counts: Counter[str] = Counter()
-    for chunk in chunks:
-        counts.update(chunk)
-    for character in RESERVED + " ":
-        del counts[character]
-    free = config.vocab_size - len(config.control_tokens) - 256 - 1  # the space is a piece of its own
-    room = int(config.alphabet_share * free)
-    wanted = config.character_coverage * counts.total()
-    kept: set[str] = set()
-    covered = 0
-    for character, times in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if covered >= wanted or len(kept) >= room:
-            break
-        kept.add(character)
-        covered += times
-    return kept
 
 
 def _sentencepiece(chunks: list[str], config: TokenizerConfig) -> Codec:
@@ -142,7 +81,7 @@ def _sentencepiece(chunks: list[str], config: TokenizerConfig) -> Codec:
 
     from hllm_jax.tokenizers.sentencepiece import SentencePieceCodec
 
-    alphabet = _alphabet(chunks, config)
+    alphabet = alphabet_of(chunks, config)
     # The trainer leaves NUL out of the alphabet and out of every piece: so will it do with what NUL replaces.
     outside = re.compile(f"[^{re.escape(''.join(sorted(alphabet)))} ]")
     names = config.control_tokens
@@ -175,7 +114,7 @@ def _sentencepiece(chunks: list[str], config: TokenizerConfig) -> Codec:
     except RuntimeError as error:
         message = str(error)
         if found := re.search(r"Please set it to a value <= (\d+)", message):
-            raise _too_large(config, int(found[1])) from None
+            raise too_large(config, int(found[1])) from None
         if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
             raise TokenizerError(
                 f"tokenizer.vocab_size={config.vocab_size} is too small: special tokens, 256 bytes and the "
@@ -211,23 +150,18 @@ def _byte_bpe(chunks: list[str], config: TokenizerConfig) -> Codec:
     trainee.train_from_iterator(chunks, trainer)
     reached = trainee.get_vocab_size()
     if reached < config.vocab_size:
-        raise _too_large(config, reached)
+        raise too_large(config, reached)
     return TokenizersCodec(trainee.to_str())
 
 
-def _too_large(config: TokenizerConfig, largest: int) -> TokenizerError:
-    return TokenizerError(
-        f"tokenizer.vocab_size={config.vocab_size} is more than this text supports: the largest possible is "
-        f"{largest} ({config.kind}); lower it or give more text"
-    )
-
-
-def template_text(config: TokenizerConfig) -> str:
-    """The chat template that a config asks for: its own file, or the built-in ChatML.
+def template_text(config: TokenizerConfig) -> str | None:
+    """The chat template that a config asks for: its own file, or the built-in ChatML (for WordPiece none).
 
     Raises:
         TokenizerError: the file cannot be read.
     """
+    if config.kind == "wordpiece" and not config.chat_template:
+        return None
     path = Path(config.chat_template) if config.chat_template else CHATML
     try:
         return path.read_text(encoding="utf-8")

@@ -118,7 +118,7 @@ def test_sentencepiece(trained: dict[str, Tokenizer]) -> None:
     ("changes", "message"),
     [
         ({"tokens": None}, "tokens is missing or empty"),
-        ({"model": "bert"}, "tokenizer.ggml.model is 'bert'; known are"),
+        ({"model": "rwkv"}, "tokenizer.ggml.model is 'rwkv'; known are"),
         ({"pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of'; known are .*smollm"),
         ({"token_type": [1]}, "token_type has 1 entries for 480 tokens"),
         ({"merges": None}, "tokenizer.ggml.merges is missing or empty"),

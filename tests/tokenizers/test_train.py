@@ -10,7 +10,7 @@ import pytest
 from hllm_jax.config import Invalid
 from hllm_jax.tokenizers import TokenizerConfig, TokenizerError, train_tokenizer
 from hllm_jax.tokenizers.config import Kind
-from hllm_jax.tokenizers.train import CHUNK, sample
+from hllm_jax.tokenizers.sampling import CHUNK, sample
 
 KINDS: list[Kind] = ["unigram", "bpe", "byte_bpe"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
