@@ -92,7 +92,7 @@ def assemble(
     if add_bos is not None or add_eos is not None:
         frame = Frame.plain(bos if add_bos else None, eos if add_eos else None)
     return Tokenizer(
-        codec,
+        codec.framed(frame),
         bos_id=bos,
         eos_id=eos,
         pad_id=eos if ids["pad"] is None else ids["pad"],

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hllm_jax.tokenizers.frame import Frame
+
 
 @dataclasses.dataclass(frozen=True)
 class SpecialToken:
@@ -58,6 +60,10 @@ class Codec(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, in parallel."""
+        ...
+
+    def framed(self, frame: Frame) -> Codec:
+        """The same codec, whose files tell other programs what to put around texts."""
         ...
 
     def files(self) -> dict[str, bytes]:

@@ -76,7 +76,7 @@ def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": spelled[i] for role, i in ids.items() if i is not None and i in spelled},
-        **_flags(tokenizer),
+        "add_bos_token": tokenizer.add_bos,
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": tokenizer.codec.adds_space,
         OURS: {**tokenizer.settings, "sha256": _checksums(files)},
@@ -85,17 +85,6 @@ def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
     if tokenizer.chat_template is not None:
         files[TEMPLATE] = tokenizer.chat_template.encode()
     return files
-
-
-def _flags(tokenizer: Tokenizer) -> dict[str, bool]:
-    """For readers: begin and end around each text. Other frames stand in the tokenizer.json, and a flag here
-    would replace them."""
-    for bos in (True, False):
-        for eos in (True, False):
-            plain = Frame.plain(tokenizer.bos_id if bos else None, tokenizer.eos_id if eos else None)
-            if tokenizer.frame == plain and not (bos and tokenizer.bos_id is None):
-                return {"add_bos_token": bos, "add_eos_token": eos}
-    return {}
 
 
 def tokenizer_of(files: Mapping[str, bytes], where: str) -> Tokenizer:

@@ -128,6 +128,13 @@ class TokenizersCodec:
             ids += self._model.encode(text[start:end], add_special_tokens=False).ids
         return [token for token in ids if token not in self._forbidden]
 
+    def framed(self, frame: Frame) -> TokenizersCodec:
+        """With another post-processor, if its own does something else."""
+        if frame == self.frame:
+            return self
+        names = {i: text for text, i in self.vocabulary.items()}
+        return TokenizersCodec({**self.content, "post_processor": frame.post_processor(names)})
+
     def files(self) -> dict[str, bytes]:
         """The file as it was trained or read."""
         text = self._definition

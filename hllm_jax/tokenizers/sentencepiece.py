@@ -14,6 +14,8 @@ from hllm_jax.tokenizers.spelling import SPACE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from hllm_jax.tokenizers.frame import Frame
+
 WINDOW = 1000  # characters encoded at once: BPE over a whole book is three times slower
 
 
@@ -132,6 +134,10 @@ class SentencePieceCodec:
             yield text[start:cut]
             start = cut
         yield text[start:]
+
+    def framed(self, frame: Frame) -> SentencePieceCodec:
+        """Itself: the model says nothing of what stands around texts."""
+        return self
 
     def files(self) -> dict[str, bytes]:
         """The model as it was trained or read."""

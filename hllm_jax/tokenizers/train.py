@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hllm_jax.tokenizers.assembly import sentinel_ids
 from hllm_jax.tokenizers.config import BOS, EOS, IM_END, MASK, PAD, WORDPIECE_TOKENS
 from hllm_jax.tokenizers.errors import TokenizerError
+from hllm_jax.tokenizers.frame import Frame
 from hllm_jax.tokenizers.sampling import CHUNK, alphabet_of, sample, too_large
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -151,7 +153,9 @@ def _byte_bpe(chunks: list[str], config: TokenizerConfig) -> Codec:
     reached = trainee.get_vocab_size()
     if reached < config.vocab_size:
         raise too_large(config, reached)
-    return TokenizersCodec(trainee.to_str())
+    bos = config.control_tokens.index(BOS)
+    processor = Frame.plain(bos).post_processor({bos: BOS})
+    return TokenizersCodec({**json.loads(trainee.to_str()), "post_processor": processor})
 
 
 def template_text(config: TokenizerConfig) -> str | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from hllm_jax.tokenizers import Tokenizer, from_gguf
+from hllm_jax.tokenizers import Tokenizer, TokenizerConfig, from_gguf, load_tokenizer, train_tokenizer
+from tests.tokenizers import published
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -89,6 +90,87 @@ def ask(folder: Path, file: str | None, talks: list[Any]) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+FOLDERS = """
+import json, sys
+from transformers import AutoTokenizer
+roles = ("bos", "eos", "pad", "cls", "sep", "mask")
+def answers(folder, texts):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    def framed(*texts):
+        said = tokenizer(*texts, return_token_type_ids=True)
+        return [said["input_ids"], said["token_type_ids"]]
+    return {
+        "ids": [tokenizer.encode(text, add_special_tokens=False) for text in texts],
+        "framed": [framed(text) for text in texts[:40]],
+        "pairs": [framed(*pair) for pair in zip(texts[:39], texts[1:40])],
+        "roles": {role: getattr(tokenizer, role + "_token_id") for role in roles},
+        "sentinels": [tokenizer.convert_tokens_to_ids(f"<extra_id_{k}>") for k in range(100)]
+        if "<extra_id_0>" in tokenizer.get_vocab() else [],
+        "size": len(tokenizer),
+    }
+print(json.dumps([answers(folder, texts) for folder, texts in json.load(sys.stdin)]))
+"""
+
+
+def python(program: str, given: Any) -> Any:
+    """What a program prints as JSON, run in the peers environment."""
+    done = subprocess.run(
+        [str(PEERS), "-c", program], input=json.dumps(given), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_our_folders_in_transformers(corpus: list[str], tmp_path: Path) -> None:
+    """Each kind that is trained here, with all that it can have, and each that is read from others."""
+    ours = [
+        TokenizerConfig(kind="unigram", vocab_size=500, mask_token=True, sentinels=100),
+        TokenizerConfig(kind="bpe", vocab_size=500, mask_token=True, sentinels=100),
+        TokenizerConfig(kind="byte_bpe", vocab_size=500, mask_token=True, sentinels=100),
+        TokenizerConfig(kind="wordpiece", vocab_size=400, sentinels=100),
+        TokenizerConfig(kind="wordpiece", vocab_size=300, lowercase=False, alphabet_share=0.6),
+    ]
+    made = [train_tokenizer(corpus, config) for config in ours]
+    names = published.names()
+    made += [load_tokenizer(published.read(name).write(tmp_path / name)) for name in names]
+    families = ("bert", "roberta", "albert", "t5", "openai-gpt", "gpt2", "qwen2", "llama", "glm4")
+    folders: list[str] = []
+    for tokenizer, name in zip(made, [*["llama"] * len(ours), *names], strict=True):
+        folder = tmp_path / f"ours-{len(folders)}"
+        tokenizer.save(folder)
+        # Beside a model its family is named too, which must not bring the family's own class into play.
+        family = next(family for family in families if name.startswith(family))
+        (folder / "config.json").write_text(json.dumps({"model_type": family}))
+        folders.append(str(folder))
+    recorded = published.read(names[0]).texts
+    hostile = [*texts()[:300], *recorded]
+    for tokenizer, theirs in zip(made, python(FOLDERS, [[f, hostile] for f in folders]), strict=True):
+        for text, own, their in zip(hostile, tokenizer.encode_batch(hostile), theirs["ids"], strict=True):
+            assert own == their, (tokenizer, text)
+        for text, their in zip(hostile, theirs["framed"], strict=False):
+            assert list(map(list, tokenizer.encode_for_model(text))) == their, (tokenizer, text)
+        for first, second, their in zip(hostile, hostile[1:], theirs["pairs"], strict=False):
+            assert list(map(list, tokenizer.encode_for_model(first, second))) == their, (tokenizer, first)
+        for role, their in theirs["roles"].items():
+            assert getattr(tokenizer, f"{role}_id") == their, (tokenizer, role)
+        assert list(tokenizer.sentinel_ids) == theirs["sentinels"]
+        assert tokenizer.vocab_size == theirs["size"]
+    assert len(made) == len(ours) + len(names) >= 24
+
+
+def test_published_classes_live(tmp_path: Path) -> None:
+    """The recording made anew, from other texts."""
+    script, path = ROOT / "scripts" / "fixtures" / "record_tokenizers.py", tmp_path / "live.zip"
+    command = [str(PEERS), str(script), str(path), "--seed", "11", "--texts", "1500"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert published.names(path) == published.names()
+    for name in published.names():
+        case = published.read(name, path)
+        assert len(case.texts) > 1500
+        published.compare(load_tokenizer(case.write(tmp_path / name)), case)
 
 
 def test_smollm2() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hllm_jax.tokenizers import Tokenizer, TokenizerError, from_gguf, load_tokenizer, to_gguf
-from tests.tokenizers.published import Case, names, read
+from tests.tokenizers.published import Case, compare, names, read
 
 NAMES = names()
 each_case = pytest.mark.parametrize("name", NAMES)
@@ -20,26 +20,6 @@ each_case = pytest.mark.parametrize("name", NAMES)
 def loaded(name: str, folder: Path) -> tuple[Tokenizer, Case]:
     case = read(name)
     return load_tokenizer(case.write(folder)), case
-
-
-def compare(tokenizer: Tokenizer, case: Case) -> None:
-    """Everything that was recorded."""
-    ids = tokenizer.encode_batch(case.texts)
-    assert len(ids) == len(case.expected["ids"]) >= 200
-    for text, ours, theirs in zip(case.texts, ids, case.expected["ids"], strict=True):
-        assert ours == theirs, text
-    some = case.texts[:40]
-    assert len(case.expected["framed"]) == 40
-    for text, framed in zip(some, case.expected["framed"], strict=True):
-        assert list(map(list, tokenizer.encode_for_model(text))) == framed, text
-    for first, second, framed in zip(some[:-1], some[1:], case.expected["pairs"], strict=True):
-        assert list(map(list, tokenizer.encode_for_model(first, second))) == framed, (first, second)
-    for role, theirs in case.expected["roles"].items():
-        # Where the published class has no end, a separator or the unknown token ends texts here, and pads.
-        if theirs is not None:
-            assert getattr(tokenizer, f"{role}_id") == theirs, role
-    assert list(tokenizer.sentinel_ids) == case.expected["sentinels"]
-    assert tokenizer.vocab_size == case.expected["size"]
 
 
 def test_the_cases() -> None:

@@ -14,9 +14,10 @@ from hllm_jax.tokenizers.sampling import CHUNK, sample
 
 KINDS: list[Kind] = ["unigram", "bpe", "byte_bpe"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
+with_wordpiece = pytest.mark.parametrize("kind", [*KINDS, "wordpiece"])
 
 
-@each_kind
+@with_wordpiece
 def test_same_text_same_tokenizer(kind: Kind, corpus: list[str]) -> None:
     config = TokenizerConfig(kind=kind, vocab_size=400)
     first, second = (train_tokenizer(iter(corpus), config) for _ in range(2))
@@ -44,14 +45,14 @@ def test_ids_of_the_special_tokens(kind: Kind, corpus: list[str]) -> None:
     assert 6 not in tokenizer.encode("<|think|>")
 
 
-@each_kind
+@with_wordpiece
 @pytest.mark.parametrize("texts", [[], [""], ["", " \n\t ", "\u3000"]])
 def test_no_text_is_an_error(kind: Kind, texts: list[str]) -> None:
     with pytest.raises(TokenizerError, match=rf"no text to train a tokenizer on: {len(texts)} records"):
         train_tokenizer(texts, TokenizerConfig(kind=kind, vocab_size=300))
 
 
-@each_kind
+@with_wordpiece
 def test_too_large_a_vocabulary_names_the_largest(kind: Kind, corpus: list[str]) -> None:
     with pytest.raises(TokenizerError, match="the largest possible is") as caught:
         train_tokenizer(corpus, TokenizerConfig(kind=kind, vocab_size=50_000))
@@ -103,6 +104,70 @@ def test_digits_one_by_one(kind: Kind, corpus: list[str]) -> None:
     tokenizer = train_tokenizer(texts, TokenizerConfig(kind=kind, vocab_size=400))
     digits = [tokenizer.token_text(i) for i in tokenizer.encode("1999")]
     assert digits == ["1", "9", "9", "9"]
+
+
+@each_kind
+def test_mask_and_sentinels(kind: Kind, corpus: list[str]) -> None:
+    config = TokenizerConfig(
+        kind=kind, vocab_size=500, mask_token=True, special_tokens=("<|think|>",), sentinels=100
+    )
+    tokenizer = train_tokenizer(corpus, config)
+    assert (tokenizer.mask_id, tokenizer.special_ids["<|mask|>"]) == (6, 6)
+    assert tokenizer.sentinel_ids == tuple(range(8, 108))
+    assert [tokenizer.token_text(i) for i in tokenizer.sentinel_ids[:2]] == ["<extra_id_0>", "<extra_id_1>"]
+    assert (tokenizer.cls_id, tokenizer.sep_id) == (None, None)
+    assert not {6, 8} & set(tokenizer.encode("<|mask|><extra_id_0>"))
+    assert tokenizer.encode_for_model("the", "king") == (
+        [2, *tokenizer.encode("the"), 2, *tokenizer.encode("king")],
+        [0] * (1 + len(tokenizer.encode("the"))) + [1] * (1 + len(tokenizer.encode("king"))),
+    )
+    plain = train_tokenizer(corpus, TokenizerConfig(kind=kind, vocab_size=400))
+    assert (plain.mask_id, plain.sentinel_ids) == (None, ())
+
+
+def test_wordpiece(corpus: list[str]) -> None:
+    config = TokenizerConfig(kind="wordpiece", vocab_size=300, sentinels=2, special_tokens=("[USER]",))
+    tokenizer = train_tokenizer(corpus, config)
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[USER]", "<extra_id_0>", "<extra_id_1>"]
+    assert list(tokenizer.special_ids.items()) == [(name, i) for i, name in enumerate(names)]
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id) == (0, 1, 2, 3)
+    assert (tokenizer.mask_id, tokenizer.eos_id, tokenizer.bos_id) == (4, 3, None)
+    assert tokenizer.sentinel_ids == (6, 7)
+    assert tokenizer.vocab_size == 300
+    assert tokenizer.chat_template is None
+    assert not tokenizer.lossless
+    a, b = tokenizer.encode("the king"), tokenizer.encode("画蛇")
+    assert tokenizer.encode_for_model("the king") == ([2, *a, 3], [0] * (len(a) + 2))
+    assert tokenizer.encode_for_model("the king", "画蛇") == (
+        [2, *a, 3, *b, 3],
+        [0] * (len(a) + 2) + [1] * (len(b) + 1),
+    )
+    assert tokenizer.encode_document("the king") == [*a, 3]
+    # Blanks, case and accents are lost, words are not; one with an unknown letter is unknown as a whole.
+    assert tokenizer.encode("  THE\tKíng\n") == a
+    assert tokenizer.decode(tokenizer.encode("the king，画蛇")) == "the king ， 画 蛇"
+    assert tokenizer.encode("king\u0416") == [1]
+    assert not {0, 2, 3, 4} & set(tokenizer.encode("[CLS] [PAD] [MASK][SEP]"))
+    # Every letter that stands inside words can do so in a word that was never seen.
+    assert 1 not in tokenizer.encode("gnikeht")
+    pieces = set(tokenizer.codec.vocabulary)
+    assert {"k", "##k", "画"} <= pieces
+    assert not {"##画", "##，"} & pieces
+
+
+def test_wordpiece_with_case(corpus: list[str]) -> None:
+    config = TokenizerConfig(kind="wordpiece", vocab_size=300, lowercase=False, alphabet_share=0.6)
+    tokenizer = train_tokenizer(corpus, config)
+    assert tokenizer.encode("The") != tokenizer.encode("the")
+    assert tokenizer.decode(tokenizer.encode("The")) == "The"
+
+
+def test_wordpiece_needs_room_for_its_letters(corpus: list[str]) -> None:
+    config = TokenizerConfig(kind="wordpiece", vocab_size=60, alphabet_share=1.0)
+    with pytest.raises(TokenizerError, match=r"5 special tokens and the \d+ letters of this text need \d+"):
+        train_tokenizer(corpus, config)
+    with pytest.raises(Invalid, match="at least 6"):
+        TokenizerConfig(kind="wordpiece", vocab_size=5)
 
 
 def test_the_sample_is_bounded_and_from_everywhere() -> None:
