@@ -27,8 +27,9 @@ LEAST = -1e9
 def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
     """The `tokenizer.*` metadata of a GGUF file.
 
-    Text that spells a special token stays text only where llama.cpp is told so (`parse_special` off). It
-    brings no text to NFC (Qwen2 does), and reads U+2581 as a space.
+    Text that spells a special token stays text only where llama.cpp is told so (`parse_special` off). Where
+    its rules differ from the published ones, its ids do: it brings no text to NFC (Qwen2 does), reads U+2581
+    as a space, knows no longest word (WordPiece: 100 characters), drops all kinds of marks with the accents.
 
     Returns:
         Keys to values: str, bool, int (unsigned 32 bits in the file), list of str, and float32, int32 or
@@ -47,15 +48,8 @@ def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
     ids = {role: getattr(tokenizer, f"{role}_id") for role in KEYS}
     if described["model"] == "bert":
         ids |= {"bos": tokenizer.cls_id, "eos": None, "cls": None}
-    first, last = tokenizer.frame.begins_with, _ends_with(tokenizer.frame)
     described |= {KEYS[role]: i for role, i in ids.items() if i is not None}
-    described |= {"add_bos_token": first is not None, "add_eos_token": last is not None}
-    around = {first, last} - {None, tokenizer.bos_id, tokenizer.eos_id, tokenizer.cls_id, tokenizer.sep_id}
-    if around or len(tokenizer.frame.single) > 3:
-        raise TokenizerError(
-            f"the model sees {tokenizer.frame.single} around a text; GGUF has one first and one last token, "
-            "the begin and the end"
-        )
+    described |= _around(tokenizer)
     further = [i for i in tokenizer.stop_ids if i != tokenizer.eos_id]
     if further and described["model"] != "bert":
         described["eot_token_id"] = further[0]
@@ -69,6 +63,22 @@ def without_spans(template: str) -> str:
     """A chat template without `{% generation %}`, which other programs do not know; it renders the same."""
     begun = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
     return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", begun)
+
+
+def _around(tokenizer: Tokenizer) -> dict[str, bool]:
+    """Whether begin and end stand around a text."""
+    frame, template = tokenizer.frame, tokenizer.chat_template or ""
+    first, last = frame.begins_with, _ends_with(frame)
+    others = {first, last} - {None, tokenizer.bos_id, tokenizer.eos_id, tokenizer.cls_id, tokenizer.sep_id}
+    if not others and len(frame.single) <= 3:
+        return {"add_bos_token": first is not None, "add_eos_token": last is not None}
+    if not all(tokenizer.token_text(i) in template for i in frame.ids):
+        shown = " ".join(i if isinstance(i, str) else tokenizer.token_text(i) for i, _ in frame.single)
+        raise TokenizerError(
+            f'the model sees "{shown}" for a text A; GGUF has place for one begin and one end only, and no '
+            "chat template writes the others"
+        )
+    return {"add_bos_token": False, "add_eos_token": False}
 
 
 def _ends_with(frame: Frame) -> int | None:

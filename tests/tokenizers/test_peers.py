@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hllm_jax.tokenizers import Tokenizer, TokenizerConfig, from_gguf, load_tokenizer, train_tokenizer
-from tests.tokenizers import published
+from tests.tokenizers import published, real
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -158,6 +159,28 @@ def test_our_folders_in_transformers(corpus: list[str], tmp_path: Path) -> None:
         assert list(tokenizer.sentinel_ids) == theirs["sentinels"]
         assert tokenizer.vocab_size == theirs["size"]
     assert len(made) == len(ours) + len(names) >= 24
+
+
+def test_published_vocabularies_live(tmp_path: Path) -> None:
+    """Vocabularies of published size, in the published classes and out of our folders."""
+    folders = [real.minilm(tmp_path / "minilm")]
+    if sys.version_info[:2] == (3, 11):
+        folders.append(real.llama2(tmp_path / "llama2"))
+    hostile = [*texts()[:300], *published.read("gpt2").texts]
+    made = [load_tokenizer(folder) for folder in folders] * 2
+    for k, tokenizer in enumerate(made[: len(folders)]):
+        tokenizer.save(tmp_path / f"ours-{k}")
+        folders.append(tmp_path / f"ours-{k}")
+    program = FOLDERS.replace("AutoTokenizer.from_pretrained(folder)", "unpadded(folder)").replace(
+        "def answers",
+        "def unpadded(folder):\n    t = AutoTokenizer.from_pretrained(folder)\n"
+        "    t.backend_tokenizer.no_padding(); t.backend_tokenizer.no_truncation(); return t\ndef answers",
+    )
+    theirs = python(program, [[str(folder), hostile] for folder in folders])
+    for tokenizer, their in zip(made, theirs, strict=True):
+        assert tokenizer.encode_batch(hostile) == their["ids"]
+        assert [list(map(list, tokenizer.encode_for_model(text))) for text in hostile[:40]] == their["framed"]
+        assert tokenizer.vocab_size == their["size"]
 
 
 def test_published_classes_live(tmp_path: Path) -> None:
