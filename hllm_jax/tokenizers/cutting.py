@@ -43,7 +43,7 @@ BY_QWEN2 = Cutting((QWEN2,), nfc=True)
 
 # The first name of each way is the one written.
 CUTTINGS: dict[str, Cutting] = {
-    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt", "jais", "exaone4", "modern-bert"), BY_GPT2),
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "modern-bert"), BY_GPT2),
     **dict.fromkeys(("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat"), BY_GPT2),
     **dict.fromkeys(("roberta-bpe", "jina-v1-en", "jina-v2-code"), BY_GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), BY_DIGITS),
@@ -51,9 +51,10 @@ CUTTINGS: dict[str, Cutting] = {
     **dict.fromkeys(
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"), BY_LLAMA3
     ),
-    **dict.fromkeys(("glm4", "chatglm-bpe", "dbrx", "smaug-bpe"), Cutting((LLAMA3,))),
+    "glm4": Cutting((LLAMA3,), whole=True),
+    **dict.fromkeys(("chatglm-bpe", "dbrx", "smaug-bpe"), Cutting((LLAMA3,))),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "hunyuan"), BY_QWEN2),
-    "tekken": Cutting((TEKKEN,), whole=True, add_bos=True),
+    "tekken": Cutting((TEKKEN,), add_bos=True),
     **dict.fromkeys(("gpt-4o", "llama4"), Cutting((GPT4O,))),
     # What llama.cpp does where a file does not say; few vocabularies were trained this way.
     "default": Cutting((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),

@@ -162,7 +162,7 @@ def test_what_a_template_writes_need_not_be_in_gguf(tmp_path: Path) -> None:
     tokenizer, case = loaded("glm4", tmp_path)
     chat = "[gMASK]<sop>{% for m in messages %}<|user|>\n{{ m.content }}{% endfor %}"
     metadata = to_gguf(tokenizer.with_template(chat))
-    assert metadata["tokenizer.ggml.pre"] == "glm4"
+    assert metadata["tokenizer.ggml.pre"] == "chatglm-bpe"
     assert (metadata["tokenizer.ggml.add_bos_token"], metadata["tokenizer.chat_template"]) == (False, chat)
     again = from_gguf(metadata)
     assert again.encode_batch(case.texts) == tokenizer.encode_batch(case.texts)
