@@ -28,6 +28,9 @@ class ByteTokenizer:
         self.vocab_size = vocab_size
         self.pad_id, self.eos_id = PAD, EOS
         self.bos_id: int | None = BOS
+        self.cls_id = self.sep_id = self.mask_id = self.unk_id = None
+        self.sentinel_ids: tuple[int, ...] = ()
+        self.lossless = True
         self.add_bos = True
         self.stop_ids = (IM_END, EOS)
         self.chat_template: str | None = "chatml"
@@ -54,6 +57,13 @@ class ByteTokenizer:
         """`[bos] + ids`."""
         return [BOS, *self.encode(text)]
 
+    def encode_for_model(self, text: str, pair: str | None = None) -> tuple[list[int], list[int]]:
+        """`[bos] + ids` of one text or of two, with their token types."""
+        ids, types = self.encode_prompt(text), [0] * (1 + len(text.encode()))
+        if pair is not None:
+            ids, types = ids + self.encode_prompt(pair), types + [1] * (1 + len(pair.encode()))
+        return ids, types
+
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of the ids; special tokens by name unless skipped; broken UTF-8 becomes U+FFFD."""
         return b"".join(
@@ -76,6 +86,12 @@ class ByteTokenizer:
     def byte_lengths(self) -> np.ndarray:
         """int32 [vocab]: bytes per token."""
         return np.array([len(self.token_bytes(i)) for i in range(self.vocab_size)], np.int32)
+
+    @property
+    def continues_word(self) -> np.ndarray:
+        """bool [vocab]: every byte but a blank."""
+        pieces = (self.token_bytes(i) for i in range(self.vocab_size))
+        return np.array([piece != b"" and not piece.isspace() for piece in pieces], np.bool_)
 
     def stream(self, skip_special: bool = True) -> ByteStream:
         """A decoder that never emits half a character; special tokens have no bytes."""

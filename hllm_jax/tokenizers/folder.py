@@ -143,6 +143,9 @@ def _foreign(
         stops += [i for i in (ends if isinstance(ends, list) else [ends]) if isinstance(i, int)]
     if JSON not in files:
         convention = convention or _convention_of(files, name)
+        missing = [file for file in (convention.files if convention else ()) if file not in files]
+        if missing:
+            raise TokenizerError(f"{' and '.join(missing)} is missing, and so is {JSON}")
     own_frame = bool(convention and convention.single)
     flags = {f"add_{role}": None if own_frame else config.get(f"add_{role}_token") for role in ("bos", "eos")}
     if JSON in files:
@@ -187,9 +190,6 @@ def _built(
     where: str,
 ) -> definitions.Content:
     """The content of a tokenizer.json from vocabulary files."""
-    missing = [name for name in convention.files if name not in files]
-    if missing:
-        raise TokenizerError(f"{where}: {' and '.join(missing)} is missing, and so is {JSON}")
     older = _json_object(files, ADDED, where)
     parts = Parts(
         config=config,

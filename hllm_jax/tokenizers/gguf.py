@@ -111,9 +111,11 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     told = {role: int(i) for role, key in KEYS.items() if (i := get(key)) is not None}
     ids = {**{r: i for r, i in DEFAULT_IDS.get(model, {}).items() if i < len(tokens)}, **told}
     if model == "bert" or pre in BETWEEN_SEPARATORS:
-        ids.setdefault("cls", ids.get("bos", -1))
-        ids.setdefault("sep", ids.get("eos", -1))
-        ids.setdefault("eos", ids["sep"])
+        # Files name the first token as begin, and the separator by one name or both.
+        for role, other, key in (("cls", "bos", "bos"), ("sep", "eos", "sep"), ("eos", "sep", "sep")):
+            if role not in ids and other not in ids:
+                raise TokenizerError(f"the GGUF metadata has no tokenizer.ggml.{KEYS[key]}")
+            ids.setdefault(role, ids.get(other, 0))
     if "eos" not in ids:
         raise TokenizerError("the GGUF metadata has no tokenizer.ggml.eos_token_id")
     for role, i in ids.items():
@@ -219,9 +221,9 @@ def _wordpiece(vocabulary: Vocabulary) -> Codec:
     lowercase = bool(vocabulary.get("normalizer.lowercase", True))
     accents = bool(vocabulary.get("normalizer.strip_accents", lowercase))
     ids = {text: i for i, text in enumerate(tokens)}
-    unknown = tokens[vocabulary.ids["unk"]] if "unk" in vocabulary.ids else "[UNK]"
-    if unknown not in ids:
+    if "unk" not in vocabulary.ids:
         raise TokenizerError("the GGUF metadata has no tokenizer.ggml.unknown_token_id")
+    unknown = tokens[vocabulary.ids["unk"]]
     rules = definitions.bert_normalizer(lowercase, accents)
     added = vocabulary._replace(tokens=tokens).added()
     return TokenizersCodec(definitions.wordpiece(ids, unknown, rules, added=added, frame=vocabulary.frame))

@@ -93,7 +93,8 @@ def _vocabulary_json(content: bytes) -> dict[str, int]:
         vocabulary = json.loads(content)
     except ValueError as error:
         raise TokenizerError(f"vocab.json is damaged: no JSON ({error})") from None
-    if not isinstance(vocabulary, dict) or sorted(vocabulary.values()) != list(range(len(vocabulary))):
+    ids: list[Any] = list(vocabulary.values()) if isinstance(vocabulary, dict) else [None]
+    if not all(isinstance(i, int) for i in ids) or sorted(ids) != list(range(len(ids))):
         raise TokenizerError("vocab.json must give the ids 0, 1, 2, … to its entries, each once")
     return vocabulary
 
@@ -118,7 +119,7 @@ def _lines(name: str, content: bytes) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _known(vocabulary: Mapping[str, int], merges: list[list[str]], suffix: str = "") -> list[list[str]]:
+def _known(vocabulary: Mapping[str, int], merges: list[list[str]]) -> list[list[str]]:
     for number, (left, right) in enumerate(merges):
         for text in (left, right, left + right):
             if text not in vocabulary:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from hllm_jax.tokenizers import Tokenizer, TokenizerError, from_gguf
+from hllm_jax.tokenizers import Tokenizer, TokenizerError, from_gguf, to_gguf
+from hllm_jax.tokenizers.gguf_export import without_spans
 from tests.tokenizers.foreign import CHATML_DEFAULT
 
 
@@ -27,8 +28,7 @@ def metadata_of(tokenizer: Tokenizer, **changes: Any) -> dict[str, Any]:
         "padding_token_id": 5,
         "add_bos_token": False,
     } | changes
-    named = {f"tokenizer.ggml.{key}": value for key, value in metadata.items() if value is not None}
-    return {**named, "tokenizer.chat_template": CHATML_DEFAULT}
+    return {**named(**metadata), "tokenizer.chat_template": CHATML_DEFAULT}
 
 
 def test_byte_level_bpe(trained: dict[str, Tokenizer]) -> None:
@@ -57,6 +57,10 @@ PIECES = {
     "smollm": ["we", "'ll", " see", " ", "1", "9", "9", "9", " it", "…", "\n\n"],
     "llama-bpe": ["we", "'ll", " see", " ", "199", "9", " it", "…\n\n"],
     "qwen2": ["we", "'ll", " see", " ", "1", "9", "9", "9", " it", "…\n\n"],
+    "glm4": ["we", "'ll", " see", " ", "199", "9", " it", "…\n\n"],
+    "tekken": ["we", "'ll", " see", " ", "1", "9", "9", "9", " it", "…\n\n"],
+    "gpt-4o": ["we'll", " see", " ", "199", "9", " it", "…\n\n"],
+    "default": ["we", "'", "ll", " see", " ", "199", "9", " it", "…", "\n\n"],
 }
 
 
@@ -112,6 +116,132 @@ def test_sentencepiece(trained: dict[str, Tokenizer]) -> None:
         for text in ("the king", " the\n春风 0 <|im_end|>", "▁" if not prefix else "x"):
             assert tokenizer.encode(text) == own.encode((" " if prefix else "") + text)
             assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def named(**values: Any) -> dict[str, Any]:
+    return {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
+
+
+T5 = {
+    "model": "t5",
+    "tokens": ["<pad>", "</s>", "<unk>", "\u2581", "a", "b", "ab", "\u2581a", "[PAD8]", "[PAD9]", "<new>"],
+    "scores": [0.0, 0.0, 0.0, -2.0, -3.0, -3.0, -4.0, -3.5, 0.0, 0.0, 0.0],
+    "token_type": [3, 3, 2, 1, 1, 1, 1, 1, 5, 5, 4],
+    "add_space_prefix": True,
+    "remove_extra_whitespaces": True,
+}
+
+
+def test_unigram() -> None:
+    """Scores are log probabilities: "▁" and "ab" cost 6, "▁a" and "b" 6.5; "▁a" and "ab" 7.5 against 9."""
+    tokenizer = from_gguf(named(**T5))
+    assert tokenizer.encode(" ab  aab ") == [3, 6, 7, 6]
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id) == (1, 0, 2, None)
+    assert tokenizer.encode_for_model("ab", "a") == ([3, 6, 1, 7, 1], [0] * 5)
+    assert tokenizer.encode_document("a") == [7, 1]
+    assert tokenizer.encode("xx a") == [3, 2, 7]
+    assert tokenizer.encode("a<new>a") == [7, 10, 7]
+    # The converter of llama.cpp knows no sentinels.
+    assert tokenizer.sentinel_ids == ()
+    assert list(tokenizer.special_ids) == ["<pad>", "</s>", "<unk>", "<extra_id_99>", "<extra_id_98>"]
+    exact = from_gguf(named(**{**T5, "remove_extra_whitespaces": False, "add_eos_token": False}))
+    assert exact.encode("a  b") == [7, 3, 3, 5]
+    assert exact.encode_for_model("a") == ([7], [0])
+
+
+def test_the_sentinels_of_a_converted_t5() -> None:
+    blanks = [f"[PAD{k}]" for k in range(8, 8 + 128)]
+    tokens = [*T5["tokens"][:8], *blanks]
+    values = {**T5, "tokens": tokens, "scores": [*T5["scores"][:8], *[-1e4] * 128]}
+    tokenizer = from_gguf(named(**{**values, "token_type": [*T5["token_type"][:8], *[5] * 128]}))
+    assert tokenizer.sentinel_ids == tuple(range(8 + 99, 7, -1))
+    assert tokenizer.vocab_size == 136
+    assert tokenizer.encode("ab") == [3, 6]
+
+
+BERT = {
+    "model": "bert",
+    "tokens": [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "\u2581the",
+        "s",
+        "\u2581é",
+        "\u2581e",
+        "\u2581画",
+        "[x]",
+    ],
+    "token_type": [3, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1],
+    **{"bos_token_id": 2, "unknown_token_id": 1, "seperator_token_id": 3, "padding_token_id": 0},
+    "mask_token_id": 4,
+}
+
+
+def test_wordpiece() -> None:
+    tokenizer = from_gguf(named(**BERT))
+    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.pad_id) == (2, 3, 4, 0)
+    assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (1, None, 3)
+    assert tokenizer.encode("The THEs é 画画 king") == [5, 5, 6, 8, 9, 9, 1]
+    assert tokenizer.encode_for_model("the", "画") == ([2, 5, 3, 9, 3], [0, 0, 0, 1, 1])
+    assert tokenizer.continues_word.tolist() == [False] * 6 + [True] + [False] * 4
+    cased = from_gguf(named(**BERT, **{"normalizer.lowercase": False}))
+    assert cased.encode("The the é") == [1, 5, 7]
+    accents = from_gguf(named(**BERT, **{"normalizer.strip_accents": False}))
+    assert accents.encode("THE É") == [5, 7]
+
+
+def test_roberta(trained: dict[str, Tokenizer]) -> None:
+    metadata = metadata_of(trained["byte_bpe"], pre="roberta-bpe", mask_token_id=1, padding_token_id=0)
+    tokenizer = from_gguf(metadata)
+    ids = tokenizer.encode("the")
+    assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (4, 5, 1)
+    assert tokenizer.encode_for_model("the") == ([4, *ids, 5], [0] * (len(ids) + 2))
+    assert tokenizer.encode_for_model("the", "the")[0] == [4, *ids, 5, 5, *ids, 5]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**T5, "scores": None}, "scores has 0 entries for 11 tokens"),
+        ({**T5, "tokens": [*T5["tokens"][:10], "a"]}, "tokens lists 'a' twice"),
+        ({**T5, "unknown_token_id": 11}, "the unk id 11 is outside the vocabulary of 11 ids"),
+        ({**BERT, "seperator_token_id": None}, "no tokenizer.ggml.seperator_token_id"),
+        ({**BERT, "unknown_token_id": None}, "no tokenizer.ggml.unknown_token_id"),
+        ({"model": "bert", "tokens": ["a"]}, "no tokenizer.ggml.bos_token_id"),
+    ],
+)
+def test_incomplete_encoders(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        from_gguf(named(**values))
+
+
+def test_our_own_into_gguf(trained: dict[str, Tokenizer]) -> None:
+    """SentencePiece BPE goes as it is; the others have no form there, and say so."""
+    own = trained["bpe"]
+    metadata = to_gguf(own)
+    again = from_gguf(metadata)
+    texts = ["the king", "  画蛇\n\t", "\u2581a", "<|im_end|>", "x" * 3000]
+    assert again.encode_batch(texts) == own.encode_batch(texts)
+    talk = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "king"}]
+    assert again.render(talk)[0] == own.render(talk)[0]
+    assert (again.bos_id, again.eos_id, again.pad_id, again.add_bos) == (2, 3, 0, True)
+    assert again.stop_ids == own.stop_ids
+    assert metadata["tokenizer.ggml.scores"].dtype == "float32"
+    with pytest.raises(TokenizerError, match="no SentencePiece unigram that falls back to bytes"):
+        to_gguf(trained["unigram"])
+    with pytest.raises(TokenizerError, match="no name for the way in which this byte-level tokenizer cuts"):
+        to_gguf(trained["byte_bpe"])
+
+
+def test_templates_of_others_know_no_generation_blocks(trained: dict[str, Tokenizer]) -> None:
+    written = to_gguf(trained["bpe"])["tokenizer.chat_template"]
+    assert "generation %}" not in written
+    template = "{%- generation -%} a {% endgeneration %}{%+generation%}b{%endgeneration-%} generation"
+    without = "{%- if true -%} a {% endif %}{%+if true%}b{%endif-%} generation"
+    assert without_spans(template) == without
 
 
 @pytest.mark.parametrize(
