@@ -228,7 +228,7 @@ def _open(model: str | os.PathLike[str] | Source) -> Opened:
     if source.kind == "hf":
         folder = HFFolder(path)
         page, spec = _read("HF_TYPES", folder.config.get("model_type"), folder.where, folder.config)
-        return Opened(source, spec, page.HF_NAMES, folder)
+        return Opened(source, _with_heads_of(page, spec, folder), page.HF_NAMES, folder)
     file = GGUF(path)
     name = file.metadata.get("general.architecture")
     page, spec = _read("GGUF_ARCHITECTURES", name, file.where, file.metadata, file)
@@ -257,6 +257,19 @@ def _read(kind: str, name: Any, where: str, *told: Any) -> tuple[Family, Spec]:
         except ValueError as error:
             raise UnreadableModel(f"{where}: {error}") from error
     raise UnreadableModel(f"{where}: {refusals[0]}") from refusals[0]
+
+
+def _with_heads_of(page: Family, spec: Spec, tensors: Tensors) -> Spec:
+    """The spec with the heads that a file has: often more, or fewer, than the class its config names."""
+    heads = getattr(page, "HF_HEADS", {})
+    if not heads:
+        return spec
+    names = page.HF_NAMES.named(tensors).shapes
+    found: dict[str, Any] = {head: tensor in names for tensor, head in heads.items()}
+    try:
+        return dataclasses.replace(spec, **found)
+    except Invalid as error:
+        raise UnreadableModel(f"{tensors.where}: {error}") from error
 
 
 def export_page(way: str, config: Spec, family: str | None) -> tuple[Family, dict[str, Any]]:

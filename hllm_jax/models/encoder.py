@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from hllm_jax.models.block import Context, apply_layers, dtypes, make_layers
 from hllm_jax.models.config import Execution
 from hllm_jax.models.decoder import check_inputs, restarting_positions, rope_of
+from hllm_jax.models.heads import HEADS
 from hllm_jax.models.spec import EncoderConfig
 from hllm_jax.nn.axes import constrain, parameter
 from hllm_jax.nn.embed import Embed
@@ -28,12 +29,14 @@ class EncoderOutput(NamedTuple):
         logits: float32 `[B, L, V]` of the masked-language-model head.
         pooled: `[B, D]`.
         pair_logits: float32 `[B, 2]`.
+        task_logits: float32 `[B, labels]`, `[B, L, labels]` or `[B, L, 2]`, see `TaskConfig`.
     """
 
     hidden: jax.Array
     logits: jax.Array | None
     pooled: jax.Array | None
     pair_logits: jax.Array | None
+    task_logits: jax.Array | None
 
 
 class Encoder(nn.Module):
@@ -79,6 +82,8 @@ class Encoder(nn.Module):
             self.pool = Linear((c.embed,), (c.embed,), ("embed", "mlp"), **dense)
         if c.pair_head:
             self.pair = Linear((c.embed,), (2,), ("embed", "classes"), result_dtype=jnp.float32, **dense)
+        if c.task is not None:
+            self.task = HEADS[c.task.kind](c, e, name=f"{c.task.kind}_head")
         self.dropout = nn.Dropout(c.dropout)
 
     def __call__(
@@ -108,7 +113,9 @@ class Encoder(nn.Module):
         pair = None
         if c.pair_head and pooled is not None:
             pair = self.pair(self.dropout(pooled, deterministic))
-        return EncoderOutput(x, self.masked(x) if c.masked_head else None, pooled, pair)
+        logits = self.masked(x) if c.masked_head else None
+        task = self.task(x, pooled, deterministic) if c.task is not None else None
+        return EncoderOutput(x, logits, pooled, pair, task)
 
     def hidden(
         self,

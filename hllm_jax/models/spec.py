@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from hllm_jax.config.declare import Invalid, config
+from hllm_jax.models.task import TaskConfig
 from hllm_jax.nn.config import Activation, Norm, Pairing, RopeScaling
 
 if TYPE_CHECKING:
@@ -292,6 +293,7 @@ class EncoderConfig(StackConfig):
         masked_head: the head of masked language modelling: dense, activation, norm, tied decoder with a bias.
         pooler: `tanh(dense(first token))`.
         pair_head: two classes from the pooler: next sentence (BERT), sentence order (ALBERT).
+        task: a head that fine-tuning adds.
     """
 
     architecture: ClassVar[str] = "encoder"
@@ -315,6 +317,7 @@ class EncoderConfig(StackConfig):
     masked_head: bool = True
     pooler: bool = True
     pair_head: bool = True
+    task: TaskConfig | None = None
 
     def problems(self) -> Problems:
         """As `StackConfig`, and what an encoder adds."""
@@ -330,6 +333,13 @@ class EncoderConfig(StackConfig):
                 self.pair_head and not self.pooler,
                 "pair_head",
                 "reads the pooler: set pooler, or leave it out",
+            ),
+            (
+                self.task is not None
+                and self.task.kind == "sequence"
+                and not (self.task.dense or self.pooler),
+                "task",
+                "a sequence's head reads the pooler, or a dense layer of its own: set pooler or task.dense",
             ),
             (self.window is not None, "window", "an encoder sees its whole document: leave it out"),
         ]
@@ -357,7 +367,8 @@ class EncoderConfig(StackConfig):
         total += self.stack_parameters(self.layers)
         if self.masked_head:
             total += D * E + E + norm * E + self.vocab_size
-        return total + self.pooler * (D * D + D) + self.pair_head * (2 * D + 2)
+        total += self.pooler * (D * D + D) + self.pair_head * (2 * D + 2)
+        return total + (self.task.parameters(D) if self.task is not None else 0)
 
     def flops_per_token(self, length: int) -> float:
         """As `DecoderConfig.flops_per_token`; every query sees the whole row."""

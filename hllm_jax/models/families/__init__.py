@@ -13,11 +13,22 @@ if TYPE_CHECKING:
     from hllm_jax.models.spec import Spec
 
 #: Pages in the order in which an export looks for one that can say a spec.
-PAGES = ("llama", "gemma2", "glm4", "chatglm")
+PAGES = (
+    "llama",
+    "gemma2",
+    "glm4",
+    "chatglm",
+    "bert",
+    "roberta",
+    "albert",
+)
 
 
 class Family(Protocol):
-    """What a page offers; see `families/llama.py`. A page without GGUF names no GGUF architecture."""
+    """What a page offers; see `families/llama.py`. A page without GGUF names no GGUF architecture.
+
+    A page may say by which tensors a file shows that it has a head, `HF_HEADS`; see `families/bert.py`.
+    """
 
     @property
     def HF_TYPES(self) -> tuple[str, ...]: ...

@@ -105,12 +105,16 @@ class Table:
         ignored: their templates that carry nothing which is not known otherwise (precomputed tables).
         tied: their names that repeat the tied embedding, if files hold them.
         prefix: of their names, which some files leave out (`"bert."` in a checkpoint without heads).
+        copies: (name, name of the tensor it repeats) where files hold one twice, like a tied bias.
+        older: (ending, today's ending) of names that old files spell differently.
     """
 
     rows: tuple[Row, ...]
     ignored: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
     prefix: str = ""
+    copies: tuple[tuple[str, str], ...] = ()
+    older: tuple[tuple[str, str], ...] = ()
 
     def entries(self, paths: Iterable[str]) -> list[Row]:
         """The filled-in rows that together give our paths, each once, in the order of the paths.
@@ -134,7 +138,7 @@ class Table:
         Raises:
             TensorsError: before anything is read, with all names that are missing, unknown or misshapen.
         """
-        tensors = self._named(tensors)
+        tensors = self.named(tensors)
         entries = self.entries(shapes)
         self.check(tensors, entries, shapes)
         for entry in entries:
@@ -143,6 +147,7 @@ class Table:
                 entry.ours, entry.form.load(theirs, [shapes[path] for path in entry.ours]), strict=True
             )
         self._check_tied(tensors, shapes)
+        self._check_copies(tensors)
 
     def shapes(self, ours: Mapping[str, Shape]) -> dict[str, Shape]:
         """Shape of every published tensor for an architecture's parameters, in the order of `save`."""
@@ -157,6 +162,7 @@ class Table:
             for name in found
             if name not in wanted
             and not (name in self.tied and "head/kernel" not in shapes)
+            and not any(name == copy and original in found for copy, original in self.copies)
             and all(_match(template, name) is None for template in self.ignored)
         ]
         missing = [name for name in wanted if name not in found]
@@ -199,12 +205,21 @@ class Table:
             wanted |= zip(entry.theirs, entry.form.shapes(ours, len(entry.theirs)), strict=True)
         return wanted
 
-    def _named(self, tensors: Tensors) -> Tensors:
-        """The checkpoint with `prefix` before the names of one that leaves it out."""
-        if not self.prefix or any(name.startswith(self.prefix) for name in tensors.shapes):
+    def named(self, tensors: Tensors) -> Tensors:
+        """The checkpoint under the names of this table, where it leaves out `prefix` or uses `older` ones."""
+        names = {self._today(name): name for name in tensors.shapes}
+        if self.prefix and not any(name.startswith(self.prefix) for name in names):
+            apart = {t for each in self.rows for t in each.theirs if not t.startswith(self.prefix)}
+            names = {t if t in apart else self.prefix + t: name for t, name in names.items()}
+        if all(today == name for today, name in names.items()):
             return tensors
-        heads = tuple(t for each in self.rows for t in each.theirs if not t.startswith(self.prefix))
-        return _Prefixed(tensors, self.prefix, heads)
+        return _Renamed(tensors, names)
+
+    def _today(self, name: str) -> str:
+        for old, new in self.older:
+            if name.endswith(old):
+                return name.removesuffix(old) + new
+        return name
 
     def _check_tied(self, tensors: Tensors, shapes: Mapping[str, Shape]) -> None:
         if "head/kernel" in shapes:
@@ -217,13 +232,20 @@ class Table:
                     f"{embedding}: set tie_word_embeddings to false"
                 )
 
+    def _check_copies(self, tensors: Tensors) -> None:
+        for copy, original in self.copies:
+            if not {copy, original} <= tensors.shapes.keys():
+                continue
+            if not np.array_equal(tensors.read(copy), tensors.read(original)):
+                raise TensorsError(f"{tensors.where}: {copy} is to repeat {original}, and differs from it")
 
-class _Prefixed:
-    """A checkpoint whose names, but for those of `apart`, are read as if they had a prefix."""
 
-    def __init__(self, tensors: Tensors, prefix: str, apart: tuple[str, ...]) -> None:
+class _Renamed:
+    """A checkpoint whose tensors are read under other names (name here -> name there)."""
+
+    def __init__(self, tensors: Tensors, names: Mapping[str, str]) -> None:
         self._tensors, self.where = tensors, tensors.where
-        self._names = {name if name in apart else prefix + name: name for name in tensors.shapes}
+        self._names = names
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
