@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from hllm_jax.models.config import Execution
 from hllm_jax.models.decoder import Decoder
 from hllm_jax.models.layout import parameter_shapes, stack_layers
-from hllm_jax.models.spec import DecoderConfig
+from hllm_jax.models.spec import DecoderConfig, Spec
 
 
 def tiny_config(**changes: Any) -> DecoderConfig:
@@ -39,16 +39,21 @@ def tiny_model(
     """
     config = config or tiny_config()
     model = Decoder(config, dataclasses.replace(Execution(dtype="float32"), **execution))
+    params = draw_params(config, seed)
+    if model.execution.scan_layers:
+        params = stack_layers(params, len(config.attention_pattern))
+    return model, params
+
+
+def draw_params(config: Spec, seed: int = 0) -> dict[str, Any]:
+    """Random parameters (the tree under `params`, NumPy, unrolled) of any architecture; see `tiny_model`."""
     rng = np.random.default_rng(seed)
-    params: dict[str, Any] = unflatten_dict(
+    return unflatten_dict(
         {
             tuple(path.split("/")): (rng.normal(size=shape) * 0.2 + path.endswith("scale")).astype(np.float32)
             for path, shape in parameter_shapes(config).items()
         }
     )
-    if model.execution.scan_layers:
-        params = stack_layers(params, len(config.attention_pattern))
-    return model, params
 
 
 def random_tokens(config: DecoderConfig, batch: int, length: int, seed: int = 0) -> np.ndarray:

@@ -31,4 +31,35 @@ PARAMETERS = {
     "glm-4-32b-0414": 32_566_081_536,
     "chatglm2-6b": 6_243_584_000,
     "chatglm3-6b": 6_243_584_000,
+    # Encoders with the heads of their pretraining; without them in `BARE`.
+    "bert-base-uncased": 110_106_428,
+    "bert-large-uncased": 336_226_108,
+    "bert-base-cased": 108_932_934,
+    "bert-large-cased": 334_661_958,
+    "bert-base-chinese": 102_882_442,
+    "bert-base-multilingual-cased": 178_566_653,
+    "minilm-l6-h384-uncased": 22_713_216,
+    "minilm-l12-h384-uncased": 33_360_000,
+    "roberta-base": 124_697_433,
+    "roberta-large": 355_412_057,
+    "xlm-roberta-base": 278_295_186,
+    "xlm-roberta-large": 560_142_482,
+    "albert-base-v1": 11_813_810,
+    "albert-large-v1": 17_847_474,
+    "albert-xlarge-v1": 59_021_490,
+    "albert-xxlarge-v1": 223_158_450,
+    "albert-base-v2": 11_813_810,
+    "albert-large-v2": 17_847_474,
+    "albert-xlarge-v2": 59_021_490,
+    "albert-xxlarge-v2": 223_158_450,
+}
+
+#: `BertModel` and its like: the body and the pooler.
+BARE = {
+    "bert-base-uncased": 109_482_240,
+    "bert-large-uncased": 335_141_888,
+    "bert-base-chinese": 102_267_648,
+    "roberta-base": 124_645_632,
+    "albert-base-v2": 11_683_584,
+    "albert-xxlarge-v2": 222_595_584,
 }

@@ -21,6 +21,7 @@ PAGES = (
     "bert",
     "roberta",
     "albert",
+    "xlm_roberta",
 )
 
 

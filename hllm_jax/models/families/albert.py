@@ -97,7 +97,7 @@ def from_hf(published: Mapping[str, Any]) -> EncoderConfig:
     keys = Keys(published, bert_like.SILENT)
     keys.only("num_hidden_groups", 1)
     keys.only("inner_group_num", 1)
-    heads = bert_like.heads_from_hf(published, keys, ("Albert",), "classifier_dropout_prob")
+    heads = bert_like.heads_from_hf(published, keys, "Albert", "classifier_dropout_prob")
     spec = EncoderConfig(
         **bert_like.body_from_hf(keys),
         **heads,

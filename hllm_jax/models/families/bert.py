@@ -86,9 +86,7 @@ def from_hf(published: Mapping[str, Any]) -> EncoderConfig:
         ConfigRefused: a needed key is missing, or a feature is asked for that would change the output.
     """
     keys = Keys(published, bert_like.SILENT)
-    spec = EncoderConfig(
-        **bert_like.body_from_hf(keys), **bert_like.heads_from_hf(published, keys, ("Bert",))
-    )
+    spec = EncoderConfig(**bert_like.body_from_hf(keys), **bert_like.heads_from_hf(published, keys, "Bert"))
     keys.finish()
     return spec
 

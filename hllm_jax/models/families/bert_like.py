@@ -96,7 +96,7 @@ def body_to_hf(spec: EncoderConfig, model_type: str) -> dict[str, Any]:
 def heads_from_hf(
     published: Mapping[str, Any],
     keys: Keys,
-    names: tuple[str, ...],
+    name: str,
     dropout_key: str = "classifier_dropout",
     dense: bool = False,
 ) -> dict[str, Any]:
@@ -105,14 +105,14 @@ def heads_from_hf(
     Args:
         published: config.json.
         keys: takes the refusal of a class that is not known.
-        names: what the classes of the family begin with (`"Bert"`).
+        name: what the classes of the family begin with (`"Bert"`).
         dropout_key: of the dropout of a task's head.
         dense: a sequence's head has a dense layer of its own and the class no pooler.
     """
-    told = published.get("architectures") or [f"{names[0]}Model"]
-    kind = next((told[0].removeprefix(name) for name in names if told[0].startswith(name)), told[0])
+    told = (published.get("architectures") or [f"{name}Model"])[0]
+    kind = told.removeprefix(name) if told.startswith(name) else ""
     if kind not in CLASSES:
-        keys.refuse(f"architecture {told[0]!r}, only {names[0]}-{', -'.join(CLASSES)} are implemented")
+        keys.refuse(f"architecture {told!r}, only {name}-{', -'.join(CLASSES)} are implemented")
         kind = "Model"
     heads = dict.fromkeys(("masked_head", "pooler", "pair_head"), False)
     heads |= dict.fromkeys(CLASSES[kind], True)

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT without token types and next sentences; XLM-R (Conneau et al. 2020)."""
+"""RoBERTa (Liu et al. 2019): BERT without token types and next sentences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hllm_jax.models.families.published import Keys, refuse_unsaid
 from hllm_jax.models.families.table import Table, row
 from hllm_jax.models.spec import EncoderConfig
 
-HF_TYPES = ("roberta", "xlm-roberta")
+HF_TYPES = ("roberta",)
 
 #: See `bert.HF_HEADS`.
 HF_HEADS = {"lm_head.dense.weight": "masked_head", "roberta.pooler.dense.weight": "pooler"}
@@ -36,10 +36,9 @@ HF_NAMES = Table(
     copies=(("lm_head.decoder.bias", "lm_head.bias"),),
 )
 
-_CLASSES = ("ForMaskedLM", "Model")
 
-
-def _size(layers: int, embed: int, heads: int, vocab_size: int) -> EncoderConfig:
+def size(layers: int, embed: int, heads: int, vocab_size: int) -> EncoderConfig:
+    """A published size."""
     return EncoderConfig(
         layers=layers,
         embed=embed,
@@ -58,31 +57,18 @@ def _size(layers: int, embed: int, heads: int, vocab_size: int) -> EncoderConfig
 
 
 PRESETS: dict[str, EncoderConfig] = {
-    "roberta-base": _size(12, 768, 12, 50265),
-    "roberta-large": _size(24, 1024, 16, 50265),
-    "xlm-roberta-base": _size(12, 768, 12, 250002),
-    "xlm-roberta-large": _size(24, 1024, 16, 250002),
+    "roberta-base": size(12, 768, 12, 50265),
+    "roberta-large": size(24, 1024, 16, 50265),
 }
 
 
 def from_hf(published: Mapping[str, Any]) -> EncoderConfig:
-    """config.json of a model of RoBERTa or XLM-R, with the heads of the class that it names.
-
-    The first position stands behind that of padding in the table, hence an offset of `pad_token_id` + 1.
+    """config.json of a model of RoBERTa, with the heads of the class that it names.
 
     Raises:
         ConfigRefused: a needed key is missing, or a feature is asked for that would change the output.
     """
-    keys = Keys(published, bert_like.SILENT)
-    body = bert_like.body_from_hf(keys)
-    offset = published.get("pad_token_id", 1) + 1
-    body |= {"max_length": body["max_length"] - offset, "position_offset": offset}
-    heads = bert_like.heads_from_hf(published, keys, ("Roberta", "XLMRoberta"), dense=True)
-    if heads["masked_head"] and body["activation"] != "gelu":
-        keys.refuse(f"hidden_act {published['hidden_act']!r} under a head that knows 'gelu' only")
-    spec = EncoderConfig(**body, **heads)
-    keys.finish()
-    return spec
+    return spec_from_hf(published, "Roberta")
 
 
 def to_hf(spec: EncoderConfig) -> dict[str, Any]:
@@ -91,13 +77,34 @@ def to_hf(spec: EncoderConfig) -> dict[str, Any]:
     Raises:
         ConfigRefused: the spec has what RoBERTa does not.
     """
-    name = "Roberta"
+    return spec_to_hf(spec, "Roberta", HF_TYPES[0])
+
+
+def spec_from_hf(published: Mapping[str, Any], name: str) -> EncoderConfig:
+    """`from_hf` of a family whose classes begin with `name`.
+
+    The first position stands behind that of padding in the table, hence an offset of `pad_token_id` + 1.
+    """
+    keys = Keys(published, bert_like.SILENT)
+    body = bert_like.body_from_hf(keys)
+    offset = published.get("pad_token_id", 1) + 1
+    body |= {"max_length": body["max_length"] - offset, "position_offset": offset}
+    heads = bert_like.heads_from_hf(published, keys, name, dense=True)
+    if heads["masked_head"] and body["activation"] != "gelu":
+        keys.refuse(f"hidden_act {published['hidden_act']!r} under a head that knows 'gelu' only")
+    spec = EncoderConfig(**body, **heads)
+    keys.finish()
+    return spec
+
+
+def spec_to_hf(spec: EncoderConfig, name: str, model_type: str) -> dict[str, Any]:
+    """The inverse of `spec_from_hf`."""
     published: dict[str, Any] = {
-        **bert_like.body_to_hf(spec, HF_TYPES[0]),
-        **bert_like.heads_to_hf(spec, name, classes=_CLASSES),
+        **bert_like.body_to_hf(spec, model_type),
+        **bert_like.heads_to_hf(spec, name, classes=("ForMaskedLM", "Model")),
         "max_position_embeddings": spec.max_length + spec.position_offset,
         "pad_token_id": spec.position_offset - 1,
     }
-    said = bert_like.same_heads(spec, from_hf(published))
+    said = bert_like.same_heads(spec, spec_from_hf(published, name))
     refuse_unsaid(spec, dataclasses.replace(said, pair_head=False), published["architectures"][0])
     return published

@@ -34,9 +34,10 @@ MINUS_ONE = ("gemma2",)
 #: Our name of an output -> names of it in `transformers`.
 OUTPUTS = {
     "logits": ("logits", "prediction_logits"),
+    "task_logits": ("logits", "span_logits"),
     "hidden": ("last_hidden_state",),
     "pooled": ("pooler_output",),
-    "pair_logits": ("seq_relationship_logits", "sop_logits"),
+    "pair_logits": ("seq_relationship_logits", "sop_logits", "logits"),
 }
 
 
