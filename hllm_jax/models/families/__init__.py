@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 #: Pages in the order in which an export looks for one that can say a spec.
 PAGES = (
     "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt_neo",
+    "gpt1",
     "gemma2",
     "glm4",
     "chatglm",

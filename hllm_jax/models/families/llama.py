@@ -18,12 +18,7 @@ HF_TYPES = ("llama",)
 GGUF_ARCHITECTURES = ("llama",)
 
 HF_NAMES = Table(
-    rows=(
-        *llama_like.outer_rows(),
-        *llama_like.norm_rows(llama_like.NORMS),
-        *llama_like.attention_rows(),
-        *llama_like.mlp_rows(),
-    ),
+    rows=llama_like.hf_rows(),
     # Old versions of transformers saved the RoPE frequencies, which follow from the config.
     ignored=("model.layers.{}.self_attn.rotary_emb.inv_freq",),
     tied=("lm_head.weight",),

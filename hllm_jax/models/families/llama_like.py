@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hllm_jax.models.families.forms import Matrix, Same, Vector
-from hllm_jax.models.families.published import ACTIVATIONS, Keys, rope_to_hf
+from hllm_jax.models.families.published import ACTIVATIONS, Keys, layer_types, rope_to_hf
 from hllm_jax.models.families.table import Arrays, Row, Tensors, row
 from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.nn.config import RopeScaling
@@ -43,7 +43,7 @@ def sizes_to_hf(spec: DecoderConfig, architecture: str, model_type: str) -> dict
         "hidden_size": spec.embed,
         "num_attention_heads": spec.heads,
         "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_size,
+        **({} if spec.head_dim is None else {"head_dim": spec.head_dim}),
         "intermediate_size": spec.mlp_size,
         "max_position_embeddings": spec.max_length,
         "rms_norm_eps": spec.norm_eps,
@@ -52,6 +52,34 @@ def sizes_to_hf(spec: DecoderConfig, architecture: str, model_type: str) -> dict
         "tie_word_embeddings": spec.tie_embeddings,
         "initializer_range": spec.init_std,
         **rope_to_hf(spec),
+    }
+
+
+def upper_windows_from_hf(keys: Keys, layers: int) -> dict[str, Any]:
+    """`attention_pattern` and `window` of a spec where layers above the first few may have a window (Qwen).
+
+    `layer_types` says it layer by layer in newer files.
+    """
+    used, window = keys.take("use_sliding_window", False), keys.take("sliding_window", 4096)
+    first, kinds = keys.take("max_window_layers", 28), keys.take("layer_types", None)
+    if kinds is None:
+        kinds = ["sliding" if used and layer >= first else "full" for layer in range(layers)]
+    if len(kinds) != layers:
+        keys.refuse(f"layer_types name {len(kinds)} layers, num_hidden_layers {layers}")
+        return {}
+    return keys.windows(window if used else None, kinds)
+
+
+def upper_windows_to_hf(spec: DecoderConfig) -> dict[str, Any]:
+    """The inverse of `upper_windows_from_hf`."""
+    kinds = layer_types(spec)
+    published = {"use_sliding_window": spec.window is not None, "layer_types": kinds}
+    if spec.window is None:
+        return published
+    return {
+        **published,
+        "sliding_window": spec.window,
+        "max_window_layers": kinds.index("sliding_attention"),
     }
 
 
@@ -94,6 +122,11 @@ def norm_rows(names: Mapping[str, str], scale: Same = Same()) -> tuple[Row, ...]
 
 #: What most descendants call their two norms.
 NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+
+
+def hf_rows() -> tuple[Row, ...]:
+    """All tensors of a descendant that has LLaMA's names throughout."""
+    return (*outer_rows(), *norm_rows(NORMS), *attention_rows(), *mlp_rows())
 
 
 def gguf_rows(paired: bool) -> tuple[Row, ...]:
@@ -150,6 +183,21 @@ def sizes_from_gguf(keys: Keys, tensors: Tensors) -> dict[str, Any]:
         "rope_scaling": _linear(keys),
         "tie_embeddings": "output.weight" not in tensors.shapes,
     }
+
+
+def decoder_from_gguf(
+    metadata: Mapping[str, Any], tensors: Tensors, architecture: str, **fixed: Any
+) -> DecoderConfig:
+    """The spec of a descendant whose metadata say no more than sizes; `fixed` are the fields of the family.
+
+    Raises:
+        ConfigRefused: a needed key is missing, or a feature is asked for that would change the logits.
+    """
+    keys = Keys(metadata, prefix=f"{architecture}.", where="the GGUF file")
+    sizes = sizes_from_gguf(keys, tensors)
+    keys.only("rope.dimension_count", sizes["head_dim"])
+    keys.finish()
+    return DecoderConfig(**sizes, **fixed)
 
 
 def sizes_to_gguf(spec: DecoderConfig, architecture: str) -> dict[str, Any]:
