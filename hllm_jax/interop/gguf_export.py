@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -64,6 +65,7 @@ def save_gguf(
     flat, shapes = flat_unrolled(params), parameter_shapes(config)
     expect(flat, shapes)
     flat = {path: flat[path] for path in shapes}
+    extra = page.gguf_extra(config) if hasattr(page, "gguf_extra") else {}
     metadata = {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2, **metadata}
     if tokenizer is not None:
         from hllm_jax.tokenizers.gguf_export import to_gguf
@@ -76,7 +78,7 @@ def save_gguf(
     architecture = next(name for name in page.GGUF_ARCHITECTURES if f"{name}.block_count" in metadata)
     writer = GGUFWriter(partial, architecture)
     try:
-        counts = _write(writer, metadata, page.GGUF_NAMES, flat, shapes, kind)
+        counts = _write(writer, metadata, page.GGUF_NAMES, flat, shapes, extra, kind)
     except BaseException:
         writer.close()
         partial.unlink(missing_ok=True)
@@ -100,6 +102,7 @@ def _write(
     table: Table,
     flat: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
+    extra: Mapping[str, np.ndarray],
     kind: Kind,
 ) -> dict[str, int]:
     from gguf import GGMLQuantizationType
@@ -108,7 +111,8 @@ def _write(
     for key, value in metadata.items():
         _add(writer, key, value)
     kinds: dict[str, Kind] = {}
-    for name, shape in table.shapes(shapes).items():
+    told = {**table.shapes(shapes), **{name: tensor.shape for name, tensor in extra.items()}}
+    for name, shape in told.items():
         kinds[name] = storage(shape, kind)
         code = GGMLQuantizationType[kinds[name]]
         size = int(np.prod(quant_shape_to_byte_shape(shape, code)))
@@ -117,7 +121,7 @@ def _write(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, tensor in table.save(flat):
+    for name, tensor in itertools.chain(table.save(flat), extra.items()):
         writer.write_tensor_data(_stored(tensor, kinds[name]))
     counts: dict[str, int] = {}
     for stored in kinds.values():
