@@ -134,14 +134,21 @@ class Layout:
             return meta.unbox(self._variables(key))
 
         if load is None:
-            begin = jax.jit(lambda rng: self._state(drawn(rng), rng), out_shardings=self.shardings)
-            return begin(rng)
+
+            def begin(rng: jax.Array) -> TrainState:
+                return self._state(drawn(rng), rng)
+
+            return jax.jit(begin, out_shardings=self.shardings)(rng)
         given = {"params": load(self._put) if callable(load) else load}
         wanted = flatten(self.abstract_state.variables)
         if new := {path: leaf.sharding for path, leaf in wanted.items() if fresh(path)}:
-            # Only these are computed: what is drawn for the others is not used, and so left out.
-            made = jax.jit(lambda rng: {path: flatten(drawn(rng))[path] for path in new}, out_shardings=new)
-            given = unflatten({**flatten(given), **made(rng)})
+
+            def only_new(rng: jax.Array) -> dict[Path, jax.Array]:
+                # What is drawn for the others is not used, and so not computed.
+                return {path: flatten(drawn(rng))[path] for path in new}
+
+            made = jax.jit(only_new, out_shardings=new)(rng)
+            given = unflatten({**flatten(given), **made})
         variables = self.place(given)
         state = jax.jit(self._state, out_shardings=self.shardings, donate_argnums=0)
         return state(variables, rng)
