@@ -68,6 +68,9 @@ PARAMETERS = {
     "gpt3-13b": 12_852_771_840,
     "gpt3-175b": 174_600_720_384,
     "gpt1": 116_534_784,
+    "phi-3-mini-4k": 3_821_079_552,
+    "phi-3-medium-4k": 13_960_238_080,
+    "phi-4": 14_659_507_200,
     # Encoders with the heads of their pretraining; without them in `BARE`.
     "bert-base-uncased": 110_106_428,
     "bert-large-uncased": 336_226_108,

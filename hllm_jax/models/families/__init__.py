@@ -18,6 +18,7 @@ PAGES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "phi3",
     "gpt2",
     "gpt_neo",
     "gpt1",
