@@ -142,7 +142,9 @@ def _stored(tensor: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    """One metadata entry; whole numbers are uint32, as llama.cpp reads the sizes."""
+    """One metadata entry; whole numbers are uint32, as llama.cpp reads the sizes; arrays keep their dtype."""
+    from gguf import GGUFValueType
+
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -151,5 +153,8 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_float32(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)
+    elif isinstance(value, np.ndarray):
+        items = GGUFValueType[value.dtype.name.upper()]
+        writer.add_key_value(key, value.tolist(), GGUFValueType.ARRAY, items)
     else:
         writer.add_array(key, list(value))

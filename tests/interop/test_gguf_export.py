@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from gguf.quants import dequantize
 
 from hllm_jax.interop import GGUF
@@ -17,6 +17,8 @@ from hllm_jax.models.families import llama
 from hllm_jax.models.families.published import ConfigRefused
 from hllm_jax.models.layout import flat_unrolled
 from hllm_jax.testing.models import tiny_config, tiny_model
+from hllm_jax.tokenizers import from_gguf, load_tokenizer
+from tests.tokenizers import published
 
 WIDE = tiny_config(embed=64, head_dim=16, mlp=96)
 
@@ -87,3 +89,22 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(
     with pytest.raises(OSError, match="No space left"):
         save_gguf(path, config, params)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2", "bert-uncased", "llama2"])
+def test_the_tokenizer_goes_with_it(name: str, tmp_path: Path) -> None:
+    case = published.read(name)
+    tokenizer = load_tokenizer(case.write(tmp_path / "folder"))
+    config = tiny_config()
+    save_gguf(tmp_path / "model.gguf", config, tiny_model(config)[1], tokenizer=tokenizer)
+    # The types that llama.cpp insists on.
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    types = {key.removeprefix("tokenizer.ggml."): field.types for key, field in fields.items()}
+    items = {"tokens": "STRING", "token_type": "INT32", "scores": "FLOAT32", "precompiled_charsmap": "UINT8"}
+    found = {key: types[key] for key in items if key in types}
+    assert found == {key: [GGUFValueType.ARRAY, GGUFValueType[items[key]]] for key in found}
+    assert len(found) == {"t5": 4, "llama2": 3}.get(name, 2)
+    assert types["padding_token_id"] == [GGUFValueType.UINT32]
+    assert types["add_bos_token"] == [GGUFValueType.BOOL]
+    again = from_gguf(GGUF(tmp_path / "model.gguf").metadata)
+    assert again.encode_batch(case.texts) == tokenizer.encode_batch(case.texts)
