@@ -225,7 +225,7 @@ def _open(model: str | os.PathLike[str] | Source) -> Opened:
     if source.kind in ("run", "checkpoint"):
         raise UnreadableModel(f"{source.name} is a {source.kind} of this system: load it with hllm_jax.load")
     path = source.fetch()
-    if source.kind == "hf":
+    if path.is_dir():
         folder = HFFolder(path)
         page, spec = _read("HF_TYPES", folder.config.get("model_type"), folder.where, folder.config)
         return Opened(source, _with_heads_of(page, spec, folder), page.HF_NAMES, folder)

