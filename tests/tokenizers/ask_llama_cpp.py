@@ -1,4 +1,4 @@
-"""Asks llama.cpp for the ids of texts; runs in an environment with `xllamacpp` and `gguf`.
+"""Asks llama.cpp for the ids of texts; runs in the peers environment.
 
 Standard input is `[[metadata, texts], …]` as JSON, standard output `[[plain ids, with special tokens], …]`.
 Every tokenizer goes into a model of one layer and 32 dimensions, because llama.cpp loads no tokenizer alone.

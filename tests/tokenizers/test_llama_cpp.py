@@ -1,7 +1,4 @@
-"""llama.cpp itself reads what `to_gguf` writes, and gives the same ids.
-
-Needs an environment of its own: `python -m venv .venv-llamacpp`, and in it `pip install xllamacpp gguf`.
-"""
+"""llama.cpp itself reads what `to_gguf` writes, and gives the same ids."""
 
 from __future__ import annotations
 
@@ -22,12 +19,9 @@ from hllm_jax.tokenizers.cutting import CUTTINGS, Cutting
 from tests.tokenizers import published
 
 ROOT = Path(__file__).resolve().parents[2]
-LLAMA_CPP = ROOT / ".venv-llamacpp" / "bin" / "python"
+LLAMA_CPP = ROOT / ".venv-peers" / "bin" / "python"
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.skipif(not LLAMA_CPP.exists(), reason="needs .venv-llamacpp with xllamacpp and gguf"),
-]
+pytestmark = pytest.mark.peers
 
 
 def has(text: str, *categories: str) -> bool:
