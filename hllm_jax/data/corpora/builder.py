@@ -23,6 +23,8 @@ FEATURES: dict[str, Any] = {
         "messages": tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
     },
     "preference": {name: tfds.features.Text() for name in ("prompt", "chosen", "rejected")},
+    "labelled": {"text": tfds.features.Text(), "label": tfds.features.Text()},
+    "tagged": {name: tfds.features.Sequence(tfds.features.Text()) for name in ("tokens", "labels")},
 }
 
 

