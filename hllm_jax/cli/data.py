@@ -75,6 +75,8 @@ def inspect(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.config} has no data: section; hllm validate {args.config} prints what it has"
         )
+    task = getattr(config, "task", None)
+    objective = task.resolve(config.data) if task is not None else getattr(config, "objective", None)
     train = getattr(config, "train", TrainConfig(steps=1))  # the tokenizer recipe has no rows of its own
     shown = data.inspect(
         config.data,
@@ -83,7 +85,7 @@ def inspect(args: argparse.Namespace) -> None:
         sequence_length=train.sequence_length,
         seed=config.run.seed,
         rows=args.rows,
-        objective=getattr(config, "objective", None),
+        objective=objective,
     )
     Console().print(shown)
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from hllm_jax.data.batches import Batches
     from hllm_jax.data.config import DataConfig
     from hllm_jax.data.objective import ObjectiveConfig
+    from hllm_jax.data.task import TaskDataConfig
     from hllm_jax.data.transforms.piece import Batch
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 SEGMENT_STYLES = ("cyan", "magenta", "yellow", "blue")
 TRAINED_STYLE = "bold green"
+PAIR = "pair_labels"
 VISIBLE = {"<0x0A>": "⏎", "<0x0D>": "␍", "<0x09>": "⇥", "\n": "⏎", "\r": "␍", "\t": "⇥", " ": "␣"}
 
 
@@ -31,7 +33,7 @@ class Side:
     Attributes:
         title: "", "encoder" or "decoder".
         prefix: of the names of its arrays.
-        predicts: it has targets.
+        predicts: every position may have a target.
     """
 
     title: str
@@ -47,7 +49,7 @@ def sides(batch: Batch) -> tuple[Side, ...]:
     """The rows of tokens that a batch has."""
     if "decoder_tokens" in batch:
         return Side("encoder", "", False), Side("decoder", "decoder_", True)
-    return (Side("", "", True),)
+    return (Side("", "", "targets" in batch),)
 
 
 def inspect(
@@ -60,7 +62,7 @@ def inspect(
     rows: int = 2,
     tokens: int = 64,
     split: str = "train",
-    objective: ObjectiveConfig | None = None,
+    objective: ObjectiveConfig | TaskDataConfig | None = None,
 ) -> Group:
     """A rich renderable: the first rows of batch 0 as text and token by token, then counts and licences.
 
@@ -75,7 +77,7 @@ def inspect(
         rows: how many rows are shown.
         tokens: how many tokens of each row are listed one by one.
         split: "train" or "validation".
-        objective: what the rows are for; None: causal language models.
+        objective: what the rows are for, a task's answers included; None: causal language models.
     """
     from rich.console import Group
 
@@ -96,8 +98,9 @@ def inspect(
                 row_text(batch, row, tokenizer, side),
                 token_table(batch, row, tokenizer, tokens, side),
             ]
-        if "pair_labels" in batch:
-            parts.append(pair_line(batch, row))
+        parts += (
+            [said_of(batch, row, tokenizer, objective)] if "targets" not in batch or PAIR in batch else []
+        )
         parts.append("")
     parts += [summary(batches), source_table(batches)]
     return Group(*parts)
@@ -135,8 +138,8 @@ def token_table(batch: Batch, row: int, tokenizer: Tokenizer, limit: int, side: 
     from rich.text import Text
 
     tokens, segments = (side.array(batch, name)[row] for name in ("tokens", "segment_ids"))
-    extra = {"prefix": "prefix", "token_types": "type"} if side.predicts else {}
-    extra = {name: title for name, title in extra.items() if name in batch}
+    extra = {"prefix": "prefix", "token_types": "type", "context": "context"}
+    extra = {name: title for name, title in extra.items() if name in batch and not side.prefix}
     title = f"row {row}{side.title and ', ' + side.title}: the first {limit} of {len(tokens)} positions"
     table = Table(title=title, title_justify="left")
     target_columns = ("target", "id", "weight") if side.predicts else ()
@@ -162,13 +165,23 @@ def token_table(batch: Batch, row: int, tokenizer: Tokenizer, limit: int, side: 
     return table
 
 
-def pair_line(batch: Batch, row: int) -> Text:
-    """What is to be said of the two texts of a row."""
+def said_of(
+    batch: Batch, row: int, tokenizer: Tokenizer, objective: ObjectiveConfig | TaskDataConfig | None
+) -> Text:
+    """What is to be said of a row as a whole: of its two texts, its class, or its answer."""
     from rich.text import Text
 
-    said = ("the second text follows the first", "the second text does not follow the first")
-    label = int(batch["pair_labels"][row])
-    return Text(f"row {row}: {said[label]} (label {label})", style=TRAINED_STYLE)
+    if PAIR in batch:
+        said = ("the second text follows the first", "the second text does not follow the first")
+        text = f"{said[int(batch[PAIR][row])]} (label {int(batch[PAIR][row])})"
+    elif "starts" in batch:
+        start, end = int(batch["starts"][row]), int(batch["ends"][row])
+        text = f"the answer is {tokenizer.decode(batch['tokens'][row, start : end + 1])!r} ({start} to {end})"
+    else:
+        number = int(batch["labels"][row])
+        names = getattr(objective, "labels", ())
+        text = f"the class is {names[number] if names else number} ({number})"
+    return Text(f"row {row}: {text}", style=TRAINED_STYLE)
 
 
 def visible(text: str) -> str:

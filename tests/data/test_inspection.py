@@ -9,6 +9,7 @@ from rich.console import Console
 
 from hllm_jax.data import DataConfig, SourceConfig, inspect
 from hllm_jax.data.objective import MaskedLMConfig, ObjectiveConfig
+from hllm_jax.data.task import TaskDataConfig
 from hllm_jax.testing.corpora import CONVERSATIONS, write_documents, write_jsonl
 from hllm_jax.testing.tokenizer import ByteTokenizer, SpecialByteTokenizer
 
@@ -69,3 +70,29 @@ def test_inspect_says_whether_two_texts_belong_together(tmp_path):
     assert "the second text follows the first (label 0)" in shown
     assert "the second text does not follow the first (label 1)" in shown
     assert "type" in shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "shown"),
+    [
+        ("sequence", {"text": "a fine text", "label": "good"}, "the class is good (1)"),
+        (
+            "span",
+            {"question": "q", "context": "c d", "answers": [{"text": "d", "answer_start": 2}]},
+            "'d' (5 to 5)",
+        ),
+        ("tokens", {"tokens": ["Ann", "ran"], "labels": ["X", "O"]}, "weight"),
+    ],
+)
+def test_inspect_shows_what_a_task_asks(tmp_path, kind, record, shown):
+    other = record | {"label": "bad"} if "label" in record else record
+    path = write_jsonl(tmp_path / "a.jsonl", [record, other])
+    config = DataConfig(sources=(SourceConfig(path=str(path)),), holdout=0.0, shuffle=False, packing="none")
+    task = TaskDataConfig(kind=kind).resolve(config)
+    console = Console(width=140, file=io.StringIO(), record=True)
+    console.print(
+        inspect(config, SpecialByteTokenizer(), batch_size=2, sequence_length=32, objective=task, rows=1)
+    )
+    text = console.export_text()
+    assert shown in text
+    assert "[CLS]" in text
