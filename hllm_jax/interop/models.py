@@ -228,7 +228,7 @@ def _open(model: str | os.PathLike[str] | Source) -> Opened:
     if path.is_dir():
         folder = HFFolder(path)
         page, spec = _read("HF_TYPES", folder.config.get("model_type"), folder.where, folder.config)
-        return Opened(source, _with_heads_of(page, spec, folder), page.HF_NAMES, folder)
+        return Opened(source, with_heads_of(page, spec, folder), page.HF_NAMES, folder)
     file = GGUF(path)
     name = file.metadata.get("general.architecture")
     page, spec = _read("GGUF_ARCHITECTURES", name, file.where, file.metadata, file)
@@ -259,7 +259,7 @@ def _read(kind: str, name: Any, where: str, *told: Any) -> tuple[Family, Spec]:
     raise UnreadableModel(f"{where}: {refusals[0]}") from refusals[0]
 
 
-def _with_heads_of(page: Family, spec: Spec, tensors: Tensors) -> Spec:
+def with_heads_of(page: Family, spec: Spec, tensors: Tensors) -> Spec:
     """The spec with the heads that a file has: often more, or fewer, than the class its config names."""
     heads = getattr(page, "HF_HEADS", {})
     if not heads:

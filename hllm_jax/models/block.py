@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -62,7 +61,8 @@ class Block(nn.Module):
         c = self.config
         kinds = dtypes(self.execution)
         # Each block adds terms to the residual stream: their variance is kept flat over depth.
-        into_residual = c.init_std / math.sqrt((3 if self.cross else 2) * c.layers)
+        terms = 3 * c.depth if self.cross else 2 * c.layers
+        into_residual = c.residual_std(c.heads * c.head_size, terms)
         self.attention_norm = make_norm(c.norm, c.norm_eps, **kinds)
         self.attention = _attention(c, self.execution, self.window, self.causal, into_residual)
         if self.cross:
@@ -75,8 +75,9 @@ class Block(nn.Module):
             c.activation,
             c.gated,
             c.mlp_bias,
-            c.init_std,
-            into_residual,
+            c.std(c.embed),
+            c.residual_std(c.mlp_size, terms),
+            c.mlp_dropout,
             **kinds,
         )
         if c.norm_placement == "sandwich":
@@ -104,30 +105,29 @@ class Block(nn.Module):
         if self.cross:
             y = self._cross(self._into(self.cross_norm, x), context, cache, deterministic)
             x = self._add(self.cross_norm, x, y, deterministic)
-        y = self.mlp(self._into(self.mlp_norm, x))
+        y = self.mlp(self._into(self.mlp_norm, x), deterministic)
         if sandwich:
             y = self.mlp_out_norm(y)
         return self._add(self.mlp_norm, x, y, deterministic), cache
 
     def remember(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values `[B, S, K, h]` of what cross attention looks at, once for all steps of decoding."""
-        return self.cross_attention.keys_values(encoded)
+        """Keys `[B, K, h, S]` and values `[B, K, S, h]` of what cross attention looks at, once for all steps
+        of decoding; see `KVCache.cross`."""
+        keys, values = self.cross_attention.keys_values(encoded)
+        return keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)
 
     def _cross(
         self, x: jax.Array, context: Context, cache: LayerCache | None, deterministic: bool
     ) -> jax.Array:
-        if cache is not None and cache.memory is not None:
-            keys, values = cache.memory
-        else:
-            assert context.encoded is not None, "cross attention needs the encoder's output or a cache"
-            keys, values = self.remember(context.encoded)
         of_queries, of_keys = context.segment_ids, context.encoded_segment_ids
+        if cache is not None and cache.memory is not None:
+            return self.cross_attention.recall(x, *cache.memory, of_keys)
+        assert context.encoded is not None, "cross attention needs the encoder's output or a cache"
         if of_keys is not None and of_queries is None:
             of_queries = jnp.ones(x.shape[:2], of_keys.dtype)
         return self.cross_attention.look(
             x,
-            keys,
-            values,
+            context.encoded,
             segment_ids=None if of_keys is None else of_queries,
             key_segment_ids=of_keys,
             deterministic=deterministic,
@@ -285,7 +285,7 @@ def _attention(
         out_bias=c.out_bias,
         qk_norm=c.norm_eps if c.qk_norm else None,
         dropout=c.attention_dropout,
-        std=c.init_std,
+        std=c.std(c.embed),
         out_std=out_std,
         **dtypes(e),
     )

@@ -36,12 +36,18 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         c, e = self.config, self.execution.resolve()
         kinds = dtypes(e)
-        self.embed = Embed(c.vocab_size, c.embed, c.init_std, **kinds)
+        self.embed = Embed(c.vocab_size, c.embed, c.embedding_std(c.embed_scale), **kinds)
         if c.position == "learned":
-            self.position = Table(c.max_length, c.embed, c.init_std, **kinds)
+            self.position = Table(c.max_length, c.embed, c.embedding_std(), **kinds)
         if c.position == "relative":
-            buckets, distance = c.relative_buckets, c.relative_distance
-            self.relative = RelativeBias(c.heads, buckets, distance, True, c.init_std, kinds["param_dtype"])
+            self.relative = RelativeBias(
+                c.heads,
+                c.relative_buckets,
+                c.relative_distance,
+                True,
+                c.std(c.embed),
+                kinds["param_dtype"],
+            )
         if c.shared_layers:
             self.shared_layer = make_layers(c, e)
         else:
@@ -53,7 +59,7 @@ class Decoder(nn.Module):
                 (c.embed,),
                 (c.vocab_size,),
                 ("embed", "vocab"),
-                c.init_std,
+                c.std(c.embed),
                 result_dtype=jnp.float32,
                 name="head",
                 **kinds,

@@ -12,7 +12,7 @@ from hllm_jax.models.block import Context, apply_layers, dtypes, make_layers
 from hllm_jax.models.config import Execution
 from hllm_jax.models.decoder import check_cache, check_inputs, init_cache, restarting_positions, rope_of
 from hllm_jax.models.spec import EncoderDecoderConfig
-from hllm_jax.nn.axes import constrain
+from hllm_jax.nn.axes import constrain, parameter
 from hllm_jax.nn.cache import KVCache
 from hllm_jax.nn.embed import Embed
 from hllm_jax.nn.linear import Linear
@@ -37,13 +37,18 @@ class Side(nn.Module):
         c, e = self.config, self.execution
         kinds = dtypes(e)
         if c.position == "relative":
-            buckets, distance = c.relative_buckets, c.relative_distance
             self.relative = RelativeBias(
-                c.heads, buckets, distance, self.decoder, c.init_std, kinds["param_dtype"]
+                c.heads,
+                c.relative_buckets,
+                c.relative_distance,
+                self.decoder,
+                c.std(c.embed),
+                kinds["param_dtype"],
             )
         self.layers = make_layers(c, e, self.count, causal=self.decoder, cross=self.decoder)
         if c.norm_placement != "post":
             self.final_norm = make_norm(c.norm, c.norm_eps, **kinds)
+            self.dropout = nn.Dropout(c.dropout)
 
     @property
     def count(self) -> int:
@@ -64,7 +69,9 @@ class Side(nn.Module):
             places = jnp.arange(x.shape[1] if cache is None else cache.capacity, dtype=jnp.int32)[None]
             context = context._replace(bias=self.relative(places if slots is None else slots, places))
         x, cache = apply_layers(self.layers, c, x, context, cache, slots, deterministic, self.count)
-        return self.final_norm(x) if c.norm_placement != "post" else x, cache
+        if c.norm_placement != "post":
+            x = self.dropout(self.final_norm(x), deterministic)
+        return x, cache
 
     def remember(self, encoded: jax.Array) -> Any:
         """Keys and values of the encoder's output `[B, S, D]` for each layer: `KVCache.cross`."""
@@ -92,9 +99,9 @@ class EncoderDecoder(nn.Module):
     def setup(self) -> None:
         c, e = self.config, self.execution.resolve()
         kinds = dtypes(e)
-        self.embed = Embed(c.vocab_size, c.embed, c.init_std, **kinds)
+        self.embed = Embed(c.vocab_size, c.embed, c.embedding_std(c.embed_scale), **kinds)
         if c.position == "learned":
-            self.position = Table(c.max_length, c.embed, c.init_std, **kinds)
+            self.position = Table(c.max_length, c.embed, c.embedding_std(), **kinds)
         self.encoder = Side(c, e)
         self.decoder = Side(c, e, decoder=True)
         if not c.tie_embeddings:
@@ -102,10 +109,15 @@ class EncoderDecoder(nn.Module):
                 (c.embed,),
                 (c.vocab_size,),
                 ("embed", "vocab"),
-                c.init_std,
+                c.std(c.embed),
                 result_dtype=jnp.float32,
                 name="head",
                 **kinds,
+            )
+        if c.logit_bias:
+            zeros = nn.initializers.zeros
+            self.bias = parameter(
+                self, "logit_bias", zeros, (c.vocab_size,), ("vocab",), kinds["param_dtype"]
             )
         self.dropout = nn.Dropout(c.dropout)
 
@@ -195,9 +207,11 @@ class EncoderDecoder(nn.Module):
     def head(self, x: jax.Array) -> jax.Array:
         """Hidden state of the decoder `[B, L, D]` -> float32 logits `[B, L, V]`."""
         c = self.config
-        if c.logit_scale is not None:
-            x = x * jnp.asarray(c.logit_scale, x.dtype)
+        if c.scale_logits:
+            x = x * jnp.asarray(c.embed**-0.5, x.dtype)
         logits = self.embed.attend(x) if c.tie_embeddings else self.untied(x)
+        if c.logit_bias:
+            logits = logits + self.bias.astype(jnp.float32)[None, None, :]
         return constrain(logits, "batch", "length", "act_vocab")
 
     def _decode(

@@ -49,8 +49,11 @@ class StackConfig:
         shared_layers: all layers are one block's weights (ALBERT).
         dropout: on the embedding and on the outputs of each block.
         attention_dropout: of the probabilities of attention.
-        init_std: standard deviation at initialisation; of the projections into the residual stream it is
-            `init_std / √(number of them)` (GPT-2, section 2.3).
+        mlp_dropout: on what the activation of a feed-forward network gives.
+        init: `"normal"`: every matrix has the standard deviation `init_std`, those into the residual stream
+            `init_std / √(number of them)` (GPT-2, section 2.3). `"fan_in"`: a matrix has `1 / √inputs`, the
+            embedding `1 / embed_scale`, so that everything starts with variance 1 (T5, Mesh TensorFlow).
+        init_std: see `init`; not used by `"fan_in"`.
     """
 
     layers: int = 12
@@ -84,6 +87,8 @@ class StackConfig:
     shared_layers: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    init: Literal["normal", "fan_in"] = "normal"
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
@@ -103,7 +108,7 @@ class StackConfig:
         for f in ("norm_eps", "rope_theta", "init_std"):
             if getattr(self, f) <= 0:
                 wrong.append((f, f"{getattr(self, f)} must be positive"))
-        for f in ("dropout", "attention_dropout"):
+        for f in ("dropout", "attention_dropout", "mlp_dropout"):
             if not 0 <= getattr(self, f) < 1:
                 wrong.append((f, f"{getattr(self, f)} must be at least 0 and below 1"))
         return wrong or self._combinations()
@@ -135,6 +140,12 @@ class StackConfig:
                 self.position != "rope" and self.rope_scaling is not None,
                 "rope_scaling",
                 f"is not used: positions are {self.position!r}",
+            ),
+            (
+                self.position == "relative" and not 2 <= self.relative_buckets // 2 < self.relative_distance,
+                "relative_distance",
+                f"{self.relative_distance} with {self.relative_buckets} buckets: these must be at least 4, "
+                "and half of them fewer than the distance",
             ),
             (
                 self.position == "sinusoidal" and self.embed % 2 != 0,
@@ -181,6 +192,23 @@ class StackConfig:
     def rope_dims(self) -> int:
         """Coordinates of each head that turn."""
         return int(self.head_size * self.rope_fraction)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the decoder, where there is an encoder too."""
+        return self.layers
+
+    def std(self, inputs: int) -> float:
+        """Standard deviation of a matrix with so many inputs at initialisation."""
+        return inputs**-0.5 if self.init == "fan_in" else self.init_std
+
+    def residual_std(self, inputs: int, terms: int) -> float:
+        """The same of a projection into a residual stream that is a sum of so many terms."""
+        return self.std(inputs) if self.init == "fan_in" else self.init_std / terms**0.5
+
+    def embedding_std(self, scale: float | None = None) -> float:
+        """The same of an embedding that is multiplied by `scale` on its way in."""
+        return 1.0 / (scale or 1.0) if self.init == "fan_in" else self.init_std
 
     def layer_window(self, layer: int) -> int | None:
         """Window of this layer; None: it sees everything that it may."""
@@ -387,8 +415,10 @@ class EncoderDecoderConfig(StackConfig):
         decoder_layers: blocks of the decoder; None: as many as the encoder's `layers`.
         tie_embeddings: the output head is the embedding.
         embed_scale: factor of the embedding on its way in (Vaswani et al. 2017: √embed); None: 1.
-        logit_scale: factor of what the head reads (T5 1.0, tied: 1 / √embed); None: 1.
+        scale_logits: what the head reads is divided by √embed (T5 1.0, whose head is the embedding).
+        logit_bias: the logits have a bias (Marian).
         decoder_start: id that the decoder begins with.
+        stop_ids: ids that end what it writes, where no tokenizer says it.
     """
 
     architecture: ClassVar[str] = "encoder_decoder"
@@ -404,11 +434,14 @@ class EncoderDecoderConfig(StackConfig):
     activation: Activation = "relu"
     gated: bool = False
     attention_scale: float | None = 1.0
+    init: Literal["normal", "fan_in"] = "fan_in"
     decoder_layers: int | None = None
     tie_embeddings: bool = True
     embed_scale: float | None = None
-    logit_scale: float | None = 512**-0.5
+    scale_logits: bool = True
+    logit_bias: bool = False
     decoder_start: int = 0
+    stop_ids: tuple[int, ...] = (1,)
 
     def problems(self) -> Problems:
         """As `StackConfig`, and what an encoder-decoder adds."""
@@ -420,6 +453,11 @@ class EncoderDecoderConfig(StackConfig):
                 f"{layers} must be at least 1, or left out",
             ),
             (not 0 <= start < self.vocab_size, "decoder_start", f"{start} is outside the vocabulary"),
+            (
+                not all(0 <= stop < self.vocab_size for stop in self.stop_ids),
+                "stop_ids",
+                f"{self.stop_ids} are not all in the vocabulary",
+            ),
             (self.window is not None, "window", "both sides see whole documents: leave it out"),
             (self.shared_layers, "shared_layers", "is not done for an encoder-decoder"),
         ]
@@ -441,7 +479,8 @@ class EncoderDecoderConfig(StackConfig):
         """Parameters of the model; a tied embedding counts once."""
         tables = self.vocab_size * self.embed * (1 if self.tie_embeddings else 2)
         stacks = self.stack_parameters(self.layers) + self.stack_parameters(self.depth, cross=True)
-        return tables + self.position_parameters() + stacks
+        bias = self.vocab_size if self.logit_bias else 0
+        return tables + bias + self.position_parameters() + stacks
 
     def flops_per_token(self, length: int, target_length: int | None = None) -> float:
         """FLOPs of a training step per token, those of the source and of the target counted together.

@@ -2,7 +2,8 @@
 
 `attention` is for whole rows, and every kernel is tested against its `plain` one. A kernel that is asked for
 by name and cannot do the case raises; `auto` takes the fastest that can, and says so once where it falls
-back. `cached_attention` is for new tokens that look back at a cache.
+back. `cached_attention` is for new tokens that look back at a cache, `recalling_attention` for those that
+look at another row.
 """
 
 from __future__ import annotations
@@ -158,6 +159,33 @@ def cached_attention(
         mask |= seen[:, None, :]
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     return _plain(q, keys, values, mask, softcap, scale, bias)
+
+
+def recalling_attention(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    segment_ids: jax.Array | None = None,
+    *,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """Attention of new tokens to a row that no new token changes, in the layout of the cache.
+
+    Args:
+        q: `[B, L, H, h]`.
+        keys: `[B, K, h, S]`.
+        values: `[B, K, S, h]`.
+        segment_ids: int `[B, S]`, keys that are 0 are padding and seen by no query; None: there is none.
+        softcap, scale: see `attention`.
+
+    Returns:
+        `[B, L, H, h]` in the dtype of `q`.
+    """
+    there = jnp.ones((1, keys.shape[-1]), bool) if segment_ids is None else segment_ids != 0
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    mask = jnp.broadcast_to(there[:, None, :], (there.shape[0], q.shape[1], there.shape[1]))
+    return _plain(q, keys.astype(q.dtype), values.astype(q.dtype), mask, softcap, scale)
 
 
 def _sees(queries: jax.Array, keys: int, window: int | None) -> jax.Array:

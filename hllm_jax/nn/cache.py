@@ -25,9 +25,10 @@ class KVCache(struct.PyTreeNode):
             `[layers, B, K, h, S]` array (scanned model).
         values: likewise `[B, K, S, h]`.
         lengths: int32 `[B]`, tokens held per row.
-        cross: keys and values of the row that a decoder looks at, which no new token changes: a tuple with
-            one pair of `[B, S, K, h]` per layer, or one pair of `[layers, B, S, K, h]`; None: there is none.
-        cross_segment_ids: int `[B, S]`, 0 where that row is padding.
+        cross: keys and values of the rows that a decoder looks at, which no new token changes, laid out like
+            the others: a tuple with one pair `[N, K, h, S]`, `[N, K, S, h]` per layer, or one pair of
+            stacked ones; None: there is none. N divides B, and B / N neighbouring rows look at the same one.
+        cross_segment_ids: int `[N, S]`, 0 where such a row is padding.
     """
 
     keys: Any
@@ -58,24 +59,29 @@ class KVCache(struct.PyTreeNode):
         keys = jax.tree.map(functools.partial(longer, -1), self.keys)
         return self.replace(keys=keys, values=jax.tree.map(functools.partial(longer, -2), self.values))
 
-    def take(self, rows: jax.Array) -> KVCache:
+    def take(self, rows: jax.Array, cross: bool = True) -> KVCache:
         """The cache of these rows, in this order (beam search, or a prompt repeated for several samples).
 
         Args:
             rows: int `[N]`, indices into the batch.
+            cross: false leaves what the rows look at as it is: row i of the result looks at what stands
+                there for its place, so that neighbours share it (the beams of one prompt).
         """
         axis = 1 if self.stacked else 0
 
         def take(held: jax.Array) -> jax.Array:
             return jnp.take(held, rows, axis=axis)
 
-        seen = self.cross_segment_ids
-        return self.replace(
+        taken = self.replace(
             keys=jax.tree.map(take, self.keys),
             values=jax.tree.map(take, self.values),
             lengths=self.lengths[rows],
-            cross=jax.tree.map(take, self.cross),
-            cross_segment_ids=None if seen is None else seen[rows],
+        )
+        if not cross or self.cross is None:
+            return taken
+        seen = self.cross_segment_ids
+        return taken.replace(
+            cross=jax.tree.map(take, self.cross), cross_segment_ids=None if seen is None else seen[rows]
         )
 
     def of_layer(self, layer: int, slots: jax.Array) -> LayerCache:
@@ -121,7 +127,7 @@ class LayerCache(struct.PyTreeNode):
 
     @property
     def memory(self) -> tuple[jax.Array, jax.Array] | None:
-        """Keys and values `[B, S, K, h]` of the row that this layer looks at."""
+        """Keys `[N, K, h, S]` and values `[N, K, S, h]` of the rows that this layer looks at."""
         if self.cross is None or self.layer is None:
             return self.cross
         index = functools.partial(jax.lax.dynamic_index_in_dim, index=self.layer, axis=0, keepdims=False)

@@ -33,6 +33,7 @@ class MLP(nn.Module):
     use_bias: bool = False
     std: float = 0.02
     down_std: float = 0.02
+    dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -43,9 +44,11 @@ class MLP(nn.Module):
             self.gate = Linear(**wide, **kinds)
         self.up = Linear(**wide, **kinds)
         self.down = Linear((self.mlp,), (self.embed,), ("mlp", "embed"), self.down_std, **kinds)
+        self.hidden_dropout = nn.Dropout(self.dropout)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x `[B, L, D]` -> `[B, L, D]`."""
+    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+        """x `[B, L, D]` -> `[B, L, D]`; `deterministic`: no dropout."""
         activate = ACTIVATIONS[self.activation]
         y = activate(self.gate(x)) * self.up(x) if self.gated else activate(self.up(x))
+        y = self.hidden_dropout(y, deterministic)
         return self.down(constrain(y, "batch", "length", "act_mlp"))

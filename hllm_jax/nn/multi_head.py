@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from hllm_jax.nn.attention import Dropout, attention, cached_attention
+from hllm_jax.nn.attention import Dropout, attention, cached_attention, recalling_attention
 from hllm_jax.nn.axes import constrain
 from hllm_jax.nn.cache import LayerCache
 from hllm_jax.nn.config import Kernel, Pairing
@@ -126,8 +126,7 @@ class MultiHeadAttention(nn.Module):
     def look(
         self,
         x: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
+        other: jax.Array,
         *,
         segment_ids: jax.Array | None = None,
         key_segment_ids: jax.Array | None = None,
@@ -137,13 +136,14 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             x: `[B, L, D]`.
-            keys, values: `[B, S, K, h]`, from `keys_values` of the other row.
+            other: `[B, S, D]`.
             segment_ids, key_segment_ids: see `attention`.
             deterministic: no dropout.
 
         Returns:
             `[B, L, D]`.
         """
+        keys, values = self.keys_values(other)
         y = attention(
             self._queries(x),
             keys,
@@ -157,6 +157,25 @@ class MultiHeadAttention(nn.Module):
             kernel=self.kernel,
         )
         return self._project(y)
+
+    def recall(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: jax.Array | None
+    ) -> jax.Array:
+        """Attend from `x` to the keys and values of another row, kept for all steps of decoding.
+
+        Args:
+            x: `[B, L, D]`.
+            keys, values: `[N, K, h, S]` and `[N, K, S, h]`, B a multiple of N: see `KVCache.cross`.
+            segment_ids: int `[N, S]`, 0 = padding; None: there is none.
+
+        Returns:
+            `[B, L, D]`.
+        """
+        q = self._queries(x)
+        # Rows that share what they look at are further queries of one row: it is read once for all of them.
+        shared = q.reshape(keys.shape[0], -1, *q.shape[2:])
+        y = recalling_attention(shared, keys, values, segment_ids, softcap=self.softcap, scale=self.scale)
+        return self._project(y.reshape(q.shape))
 
     def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys (not rotated) and values of a row `[B, S, D]`: twice `[B, S, K, h]`."""

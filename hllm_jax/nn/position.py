@@ -82,8 +82,19 @@ class RelativeBias(nn.Module):
         else:
             count //= 2
             first, far = jnp.where(distance > 0, count, 0), jnp.abs(distance)
-        exact = count // 2
-        # The offset of the logarithm's argument keeps it finite where the exact bucket is taken anyway.
-        ratio = jnp.log(jnp.maximum(far, 1).astype(jnp.float32) / exact) / math.log(self.distance / exact)
-        wide = exact + (ratio * (count - exact)).astype(jnp.int32)
-        return (first + jnp.where(far < exact, far, jnp.minimum(wide, count - 1))).astype(jnp.int32)
+        # From a table, because logarithms at the edges of buckets are rounded differently on every device.
+        table = jnp.asarray(distance_buckets(count, self.distance))
+        return first + jnp.take(table, jnp.minimum(far, self.distance), axis=0)
+
+
+def distance_buckets(count: int, distance: int) -> np.ndarray:
+    """Bucket of each distance `0 .. distance`, of `count` in all: int32 `[distance + 1]`.
+
+    `d` itself below `n = count / 2`, then `n + ⌊log(d / n) / log(distance / n) · (count - n)⌋`, in float32 as
+    T5's own code has it.
+    """
+    exact = count // 2
+    far = np.arange(distance + 1, dtype=np.int32)
+    ratio = np.log(np.maximum(far, 1).astype(np.float32) / exact) / np.float32(math.log(distance / exact))
+    wide = exact + (ratio * (count - exact)).astype(np.int32)
+    return np.where(far < exact, far, np.minimum(wide, count - 1)).astype(np.int32)

@@ -29,6 +29,8 @@ PAGES = (
     "roberta",
     "albert",
     "xlm_roberta",
+    "t5",
+    "transformer",
 )
 
 

@@ -64,12 +64,14 @@ class Same(OneToOne):
 
     Attributes:
         offset: what is added to theirs (Gemma keeps the scale of a norm minus one).
+        lead: further leading axes of length 1 that theirs has.
     """
 
     offset: float = 0.0
+    lead: int = 0
 
     def shape(self, ours: Shape) -> Shape:
-        return ours
+        return (1,) * self.lead + ours
 
     def read(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
         theirs = theirs.reshape(ours)
@@ -79,6 +81,7 @@ class Same(OneToOne):
         return theirs.astype(np.promote_types(theirs.dtype, np.float32)) + np.float32(self.offset)
 
     def write(self, ours: np.ndarray) -> np.ndarray:
+        ours = ours.reshape(self.shape(ours.shape))
         if not self.offset:
             return ours
         wide = ours.astype(np.promote_types(ours.dtype, np.float32)) - np.float32(self.offset)
@@ -160,6 +163,27 @@ class Joined:
         """See `Form`."""
         assert count == 1
         return [np.concatenate([self.part.write(array) for array in ours], axis=self.axis)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Each:
+    """As many tensors as parameters, each in the same form: those that a file has together or not at all."""
+
+    part: OneToOne
+
+    def shapes(self, ours: Sequence[Shape], count: int) -> list[Shape]:
+        """See `Form`."""
+        assert len(ours) == count
+        return [self.part.shape(shape) for shape in ours]
+
+    def load(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Form`."""
+        return [self.part.read(tensor, shape) for tensor, shape in zip(theirs, ours, strict=True)]
+
+    def save(self, ours: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+        """See `Form`."""
+        assert len(ours) == count
+        return [self.part.write(array) for array in ours]
 
 
 def _unpaired(x: np.ndarray) -> np.ndarray:

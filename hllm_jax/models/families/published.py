@@ -73,6 +73,7 @@ class Keys:
         prefix: str = "",
         where: str = "config.json",
     ) -> None:
+        self.published = published
         self.left = {key: value for key, value in published.items() if key not in SILENT | set(silent)}
         self.prefix, self.where = prefix, where
         self.wrong: list[str] = []
@@ -112,6 +113,13 @@ class Keys:
         if name not in ACTIVATIONS:
             self.refuse(f"{self.prefix}{key} {name!r}, only {', '.join(ACTIVATIONS)} are implemented")
         return ACTIVATIONS.get(name, "silu")
+
+    def ids(self, key: str, default: int) -> tuple[int, ...]:
+        """The ids of tokens that a key names, one or a list."""
+        value = self.published.get(self.prefix + key)
+        if value is None:
+            return (default,)
+        return tuple(value) if isinstance(value, list) else (value,)
 
     def windows(self, window: int | None, kinds: Sequence[str]) -> dict[str, Any]:
         """`attention_pattern` and `window` of a spec.
@@ -222,7 +230,7 @@ def refuse_unsaid(spec: StackConfig, said: StackConfig, name: str) -> None:
     sizes = {"head_dim": spec.head_size, "mlp": spec.mlp_size}
     also = {"head_dim": said.head_size, "mlp": said.mlp_size}
     # What training alone reads is not part of a published config, and no reason to refuse.
-    free = {"mlp_multiple", "init_std", "dropout", "attention_dropout"}
+    free = {"mlp_multiple", "init", "init_std", "dropout", "attention_dropout", "mlp_dropout"}
     lost = [
         f"{key} is {old!r}"
         for key, old, _ in diff(to_dict(spec) | sizes, to_dict(said) | also)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,7 +103,7 @@ class Table:
     Attributes:
         rows: see `Row`.
         ignored: their templates that carry nothing which is not known otherwise (precomputed tables).
-        tied: their names that repeat the tied embedding, if files hold them.
+        tied: their names that repeat the embedding, if files hold them and no row needs them.
         prefix: of their names, which some files leave out (`"bert."` in a checkpoint without heads).
         copies: (name, name of the tensor it repeats) where files hold one twice, like a tied bias.
         older: (ending, today's ending) of names that old files spell differently.
@@ -119,12 +119,16 @@ class Table:
     def entries(self, paths: Iterable[str]) -> list[Row]:
         """The filled-in rows that together give our paths, each once, in the order of the paths.
 
+        Where several rows have a path, it is the first of those whose paths are all there.
+
         Raises:
             TensorsError: the format has no name for one of them.
         """
+        paths = list(paths)
+        known = set(paths)
         found: dict[tuple[str, ...], Row] = {}
         for path in paths:
-            entry = self._entry(path)
+            entry = self._entry(path, known)
             found.setdefault(entry.ours, entry)
         return list(found.values())
 
@@ -146,7 +150,7 @@ class Table:
             yield from zip(
                 entry.ours, entry.form.load(theirs, [shapes[path] for path in entry.ours]), strict=True
             )
-        self._check_tied(tensors, shapes)
+        self._check_tied(tensors, entries)
         self._check_copies(tensors)
 
     def shapes(self, ours: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -161,7 +165,7 @@ class Table:
             name
             for name in found
             if name not in wanted
-            and not (name in self.tied and "head/kernel" not in shapes)
+            and name not in self.tied
             and not any(name == copy and original in found for copy, original in self.copies)
             and all(_match(template, name) is None for template in self.ignored)
         ]
@@ -189,12 +193,18 @@ class Table:
             arrays = [np.asarray(params[path]) for path in entry.ours]
             yield from zip(entry.theirs, entry.form.save(arrays, len(entry.theirs)), strict=True)
 
-    def _entry(self, path: str) -> Row:
-        for candidate in self.rows:
-            for template in candidate.ours:
-                layer = _match(template, path)
-                if layer is not None:
-                    return candidate.at(layer)
+    def _entry(self, path: str, known: Set[str] = frozenset()) -> Row:
+        fitting = [
+            candidate.at(layer)
+            for candidate in self.rows
+            for template in candidate.ours
+            if (layer := _match(template, path)) is not None
+        ]
+        for entry in fitting:
+            if known >= set(entry.ours):
+                return entry
+        if fitting:
+            return fitting[0]
         raise TensorsError(f"the format has no name for the parameter {path}")
 
     @staticmethod
@@ -221,12 +231,11 @@ class Table:
                 return name.removesuffix(old) + new
         return name
 
-    def _check_tied(self, tensors: Tensors, shapes: Mapping[str, Shape]) -> None:
-        if "head/kernel" in shapes:
-            return
+    def _check_tied(self, tensors: Tensors, entries: Iterable[Row]) -> None:
+        apart = {name for entry in entries for name in entry.theirs}
         embedding = self._entry("embed/embedding").theirs[0]
-        for name in self.tied:
-            if name in tensors.shapes and not np.array_equal(tensors.read(name), tensors.read(embedding)):
+        for name in (name for name in self.tied if name in tensors.shapes and name not in apart):
+            if not np.array_equal(tensors.read(name), tensors.read(embedding)):
                 raise TensorsError(
                     f"{tensors.where}: the config ties head and embedding, but {name} differs from "
                     f"{embedding}: set tie_word_embeddings to false"

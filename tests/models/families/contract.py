@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hllm_jax.interop import write_safetensors
-from hllm_jax.interop.models import read_params
+from hllm_jax.interop.models import read_params, with_heads_of
 from hllm_jax.models import Execution, Spec
 from hllm_jax.models.families import Family, families
 from hllm_jax.models.families.table import Tensors
@@ -62,7 +62,11 @@ class Case:
     @property
     def spec(self) -> Spec:
         """Our spec of its config.json."""
-        return self.page.from_hf(self.config)
+        return self.read(self.config)
+
+    def read(self, config: Mapping[str, Any]) -> Spec:
+        """Our spec of a config.json that lies beside its tensors."""
+        return with_heads_of(self.page, self.page.from_hf(config), InMemory(self.weights))
 
     def write(self, folder: Path) -> Path:
         """As a Hugging Face folder without a tokenizer."""

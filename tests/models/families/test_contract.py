@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from hllm_jax.interop import HFFolder, save_hf
+from hllm_jax.interop import read_config, save_hf
 from hllm_jax.models import DecoderConfig, Execution, Spec, init_cache
 from hllm_jax.models.families import families, presets
 from hllm_jax.models.families.published import SILENT
@@ -52,7 +52,7 @@ def test_every_family_is_recorded() -> None:
 def test_config_json_there_and_back(case: Case) -> None:
     spec = case.spec
     said = case.page.to_hf(spec)
-    assert case.page.from_hf(said) == spec
+    assert case.read(said) == spec
     # What both write and the logits depend on is the same.
     for key in said.keys() & case.config.keys() - SILENT - {"rope_parameters"}:
         assert said[key] == case.config[key], key
@@ -130,7 +130,7 @@ def test_transformers_loads_what_we_save_and_says_the_same(tmp_path: Path) -> No
     for case in CASES:
         folder = tmp_path / repr(case)
         save_hf(folder, case.spec, case.params(), family=case.family)
-        assert case.page.from_hf(HFFolder(folder).config) == case.spec
+        assert read_config(folder) == case.spec
         asked.append([str(folder), str(case.file), case.name, str(folder / "outputs.npz")])
     ask_peers("run", given=asked)
     found = {}
