@@ -92,6 +92,23 @@ PARAMETERS = {
     "albert-large-v2": 17_847_474,
     "albert-xlarge-v2": 59_021_490,
     "albert-xxlarge-v2": 223_158_450,
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "t5-v1.1-small": 76_961_152,
+    "t5-v1.1-base": 247_577_856,
+    "t5-v1.1-large": 783_150_080,
+    "t5-v1.1-xl": 2_849_757_184,
+    "t5-v1.1-xxl": 11_135_332_352,
+    "mt5-small": 300_176_768,
+    "mt5-base": 582_401_280,
+    "mt5-large": 1_229_581_312,
+    "mt5-xl": 3_742_619_648,
+    "mt5-xxl": 12_921_057_280,
+    "transformer-base": 63_082_496,
+    "transformer-big": 214_245_376,
 }
 
 #: `BertModel` and its like: the body and the pooler.

@@ -47,7 +47,6 @@ HF_NAMES = Table(
         row("model.shared.weight", "embed/embedding", Same()),
         *_layer("model.encoder.layers.{}.", "encoder/layers_{}/"),
         *_layer("model.decoder.layers.{}.", "decoder/layers_{}/"),
-        row("lm_head.weight", "head/kernel", Matrix()),
         row("final_logits_bias", "logit_bias", Same(lead=1)),
     ),
     # Sinusoids, which follow from the config.
@@ -113,8 +112,9 @@ def from_hf(published: Mapping[str, Any]) -> EncoderDecoderConfig:
     keys.only("decoder_vocab_size", vocab_size)
     keys.only("decoder_attention_heads", heads)
     keys.only("decoder_ffn_dim", mlp)
-    for key in ("share_encoder_decoder_embeddings", "is_encoder_decoder", "static_position_embeddings"):
+    for key in ("share_encoder_decoder_embeddings", "tie_word_embeddings", "static_position_embeddings"):
         keys.only(key, True)
+    keys.only("is_encoder_decoder", True)
     for key in ("normalize_before", "normalize_embedding", "add_final_layer_norm"):
         keys.only(key, False)
     spec = EncoderDecoderConfig(
@@ -128,7 +128,6 @@ def from_hf(published: Mapping[str, Any]) -> EncoderDecoderConfig:
         max_length=keys.take("max_position_embeddings", 1024),
         activation=keys.activation("activation_function", "gelu"),
         embed_scale=math.sqrt(embed) if keys.take("scale_embedding", False) else None,
-        tie_embeddings=keys.take("tie_word_embeddings", True),
         dropout=keys.take("dropout", 0.1),
         attention_dropout=keys.take("attention_dropout", 0.0),
         mlp_dropout=keys.take("activation_dropout", 0.0),
@@ -146,6 +145,7 @@ def to_hf(spec: EncoderDecoderConfig) -> dict[str, Any]:
     Raises:
         ConfigRefused: the spec has what that class does not.
     """
+    activation = activation_to_hf(spec.activation)
     published = {
         "architectures": ["MarianMTModel"],
         "model_type": HF_TYPES[0],
@@ -153,9 +153,9 @@ def to_hf(spec: EncoderDecoderConfig) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "d_model": spec.embed,
         "max_position_embeddings": spec.max_length,
-        "activation_function": activation_to_hf(spec.activation),
+        "activation_function": "swish" if activation == "silu" else activation,
         "scale_embedding": spec.embed_scale is not None,
-        "tie_word_embeddings": spec.tie_embeddings,
+        "tie_word_embeddings": True,
         "dropout": spec.dropout,
         "attention_dropout": spec.attention_dropout,
         "activation_dropout": spec.mlp_dropout,
@@ -163,7 +163,7 @@ def to_hf(spec: EncoderDecoderConfig) -> dict[str, Any]:
         "decoder_start_token_id": spec.decoder_start,
         "pad_token_id": spec.decoder_start,
         "eos_token_id": spec.stop_ids[0] if len(spec.stop_ids) == 1 else list(spec.stop_ids),
-        "forced_eos_token_id": None,
+        "forced_eos_token_id": spec.stop_ids[0],  # at the limit; its own default is another model's id
     }
     for side, layers in (("encoder", spec.layers), ("decoder", spec.depth)):
         published |= {
