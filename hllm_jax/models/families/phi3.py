@@ -79,7 +79,7 @@ def to_hf(spec: DecoderConfig) -> dict[str, Any]:
     Raises:
         ConfigRefused: the spec has what that class does not.
     """
-    published = {
+    published: dict[str, Any] = {
         **llama_like.sizes_to_hf(spec, "Phi3ForCausalLM", HF_TYPES[0]),
         "sliding_window": spec.window,
         "original_max_position_embeddings": spec.max_length,
