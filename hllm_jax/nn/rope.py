@@ -16,15 +16,21 @@ from hllm_jax.nn.config import Pairing, RopeScaling
 
 
 def rope_frequencies(dims: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
-    """`theta^(-2i / dims)` for each pair, stretched as `scaling` says: float64 `[dims / 2]`."""
-    frequencies = theta ** -(np.arange(0, dims, 2) / dims)
+    """`theta^(-2i / dims)` for each pair, stretched as `scaling` says: float32 `[dims / 2]`.
+
+    Rounded where those rounded who trained and published models: one last bit is an angle of 0.01 at position
+    100,000, whichever of the two is the better number.
+    """
+    exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+    # NumPy's float32 power is off by two last bits at times.
+    frequencies = np.float32(1) / (theta ** exponents.astype(np.float64)).astype(np.float32)
     if scaling is None:
         return frequencies
     if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    turns = scaling.original_length * frequencies / (2 * math.pi)
-    kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
-    return frequencies * (kept + (1 - kept) / scaling.factor)
+        return frequencies / np.float32(scaling.factor)
+    turns = scaling.original_length / (np.float32(2 * math.pi) / frequencies)
+    kept = np.clip((turns - np.float32(scaling.low)) / np.float32(scaling.high - scaling.low), 0, 1)
+    return (1 - kept) * frequencies / np.float32(scaling.factor) + kept * frequencies
 
 
 def rope_angles(
@@ -41,8 +47,7 @@ def rope_angles(
     Returns:
         Two float32 arrays `[B, L, dims/2]`.
     """
-    # Known while tracing, so they are computed in float64: an error here grows with the position.
-    frequencies = rope_frequencies(dims, theta, scaling).astype(np.float32)
+    frequencies = rope_frequencies(dims, theta, scaling)
     angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 

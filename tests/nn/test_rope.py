@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hllm_jax.nn import apply_rope, rope_angles
+from hllm_jax.nn import RopeScaling, apply_rope, rope_angles
+from hllm_jax.nn.rope import rope_frequencies
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "rope.npz"
 
 
 def rotated(x: np.ndarray, positions: np.ndarray, theta: float, interleaved: bool) -> np.ndarray:
@@ -51,3 +57,34 @@ def test_angles_are_float32_and_go_on_beyond_any_table() -> None:
     assert not np.array_equal(cos[0, 0], cos[0, 1])
     x = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
     assert apply_rope(x, cos, sin, "half").dtype == jnp.bfloat16
+
+
+def recorded() -> dict[str, tuple[np.ndarray, dict]]:
+    with np.load(FIXTURE) as stored:
+        names = sorted({name.split("/")[0] for name in stored.files})
+        return {
+            name: (stored[f"{name}/frequencies"], json.loads(str(stored[f"{name}/rope_parameters"])))
+            for name in names
+        }
+
+
+@pytest.mark.parametrize("name", recorded())
+def test_frequencies_are_rounded_as_in_transformers(name: str) -> None:
+    """To the last bit, but for the odd one: at position 100,000 a bit is an angle of 0.01."""
+    theirs, told = recorded()[name]
+    scaling = None
+    if told["rope_type"] == "linear":
+        scaling = RopeScaling(kind="linear", factor=told["factor"])
+    if told["rope_type"] == "llama3":
+        scaling = RopeScaling(kind="llama3", factor=told["factor"])
+    ours = rope_frequencies(2 * len(theirs), told["rope_theta"], scaling)
+    assert ours.dtype == theirs.dtype == np.float32
+    apart = np.abs(ours.view(np.int32) - theirs.view(np.int32))
+    assert apart.max() <= 1
+    assert np.count_nonzero(apart) <= 1
+
+
+def test_the_fixture_has_every_kind_of_scaling() -> None:
+    kinds = [told["rope_type"] for _, told in recorded().values()]
+    assert sorted(set(kinds)) == ["default", "linear", "llama3"]
+    assert len(kinds) == 10

@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 def factors(dims: int, theta: float, scaling: RopeScaling) -> np.ndarray:
-    """What each frequency is divided by: float64 `[dims / 2]`."""
+    """What each frequency is divided by: float32 `[dims / 2]`."""
     from hllm_jax.nn.rope import rope_frequencies
 
     return rope_frequencies(dims, theta) / rope_frequencies(dims, theta, scaling)
@@ -33,7 +33,7 @@ def factor_tensors(spec: StackConfig) -> dict[str, np.ndarray]:
     scaling = spec.rope_scaling
     if scaling is None or scaling.kind != "llama3":
         return {}
-    return {NAME: factors(spec.rope_dims, spec.rope_theta, scaling).astype(np.float32)}
+    return {NAME: factors(spec.rope_dims, spec.rope_theta, scaling)}
 
 
 def read_scaling(tensors: Tensors, dims: int, theta: float) -> RopeScaling | None:

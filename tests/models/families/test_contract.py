@@ -25,6 +25,7 @@ from tests.models.families.contract import (
     TOLERANCE,
     Case,
     InMemory,
+    apply,
     ask_peers,
     differences,
     first_cases,
@@ -97,6 +98,18 @@ def test_scanned_layers_and_the_plain_kernel_say_the_same(case: Case) -> None:
         case, case.outputs, case.spec, case.params(scan_layers=True), scan_layers=True, attention="plain"
     )
     assert max(found.values()) <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("case", DECODERS, ids=repr)
+def test_documents_packed_into_a_row_say_what_they_say_alone(case: Case) -> None:
+    tokens, alone = case.inputs["tokens"], case.outputs["plain/logits"]
+    first = (tokens.shape[1] + 1) // 2
+    second = tokens.shape[1] - first
+    row = np.concatenate([tokens[0, :first], tokens[1, :second]])[None]
+    segment_ids = jnp.asarray([[1] * first + [2] * second])
+    said = apply(case.spec, case.params(), {"tokens": row}, segment_ids)["logits"][0]
+    expected = np.concatenate([alone[0, :first], alone[1, :second]])
+    assert np.abs(np.asarray(said) - expected).max() <= TOLERANCE
 
 
 @pytest.mark.peers
