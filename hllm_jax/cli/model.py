@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hllm_jax.generation.language_model import LanguageModel
+    from hllm_jax.generation.seq2seq import Seq2SeqModel
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -91,13 +92,19 @@ def add_commands(commands: Commands) -> None:
 
 def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
     """`hllm generate MODEL --prompt TEXT | --prompts FILE.jsonl`."""
+    from hllm_jax.generation.seq2seq import Seq2SeqModel
+
     prompts = [args.prompt] if args.prompts is None else list(read_prompts(args.prompts))
     model = _load(args)
     given = {name: getattr(args, name) for name in ("n", "num_beams") if getattr(args, name) is not None}
-    completions = model.generate(prompts, raw=args.raw, **_sampling(args), **given)
+    if not isinstance(model, Seq2SeqModel):
+        given["raw"] = args.raw
+    elif args.raw:
+        raise ValueError("--raw leaves out the chat template, and an encoder-decoder has none")
+    completions = model.generate(prompts, **_sampling(args), **given)
     if not args.json:
         for completion in completions:
-            print(completion.text)
+            print(completion.text if model.tokenizer is not None else json.dumps(completion.tokens))
     return [
         {
             "text": completion.text,
@@ -146,14 +153,14 @@ def chat(args: argparse.Namespace) -> None:
     """`hllm chat MODEL`."""
     from hllm_jax.cli.chat import talk
 
-    talk(_load(args), system=args.system, **_sampling(args))
+    talk(_load_language_model(args), system=args.system, **_sampling(args))
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """`hllm eval MODEL --data PATH_OR_NAME`."""
     from hllm_jax.evals.heldout import evaluate
 
-    scores = evaluate(_load(args), args.data, split=args.split, limit=args.limit)
+    scores = evaluate(_load_language_model(args), args.data, split=args.split, limit=args.limit)
     if not args.json:
         for name, value in scores.items():
             print(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}")
@@ -191,11 +198,18 @@ def models(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def _load(args: argparse.Namespace) -> LanguageModel:
+def _load(args: argparse.Namespace) -> LanguageModel | Seq2SeqModel:
     from hllm_jax.generation.load import load
 
     print(f"loading {args.model} …", file=sys.stderr, flush=True)
     return load(args.model, dtype=args.dtype)
+
+
+def _load_language_model(args: argparse.Namespace) -> LanguageModel:
+    from hllm_jax.generation.load import load_language_model
+
+    print(f"loading {args.model} …", file=sys.stderr, flush=True)
+    return load_language_model(args.model, dtype=args.dtype)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from hllm_jax.data.batches import Batches
 from hllm_jax.data.config import DataConfig, SourceConfig
 from hllm_jax.data.preparation import TokenizedData, prepare
+from hllm_jax.generation.vocabulary import need_tokenizer
 from hllm_jax.objectives.language_model import cross_entropy
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def evaluate(
     prepared = prepare_heldout(model, data, split, limit)
     rows = max(1, BATCH_TOKENS // length)
     batches = Batches(prepared, rows, length, seed=0, epochs=1, vocab_size=model.config.vocab_size)
-    sizes = np.asarray(model.tokenizer.byte_lengths, np.float32)
+    sizes = np.asarray(need_tokenizer(model.tokenizer).byte_lengths, np.float32)
     byte_lengths = jnp.asarray(np.pad(sizes, (0, max(0, model.config.vocab_size - len(sizes)))))
     total = np.zeros(4)
     for n in range(len(batches)):
@@ -98,7 +99,8 @@ def prepare_heldout(
         dataclasses.replace(source, limit=source.limit if limit is None else limit, weight=None)
         for source in data.sources
     )
-    prepared = prepare(dataclasses.replace(data, sources=sources, shuffle=False), model.tokenizer, split)
+    tokenizer = need_tokenizer(model.tokenizer)
+    prepared = prepare(dataclasses.replace(data, sources=sources, shuffle=False), tokenizer, split)
     if any(store.weighted for store in prepared.stores):
         # Conversations are rows of their own; cutting one would take the question from the answer.
         config = dataclasses.replace(prepared.config, packing="first_fit", overlong="split")

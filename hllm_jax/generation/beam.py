@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hllm_jax.generation.decode import TRACES, bucket, known, prefill
+from hllm_jax.generation.decode import TRACES, Writer, bucket, known, prefill, room, write
 from hllm_jax.generation.request import Completion, FinishReason
-from hllm_jax.models.decoder import Decoder
 from hllm_jax.nn.cache import KVCache
 
 if TYPE_CHECKING:
-    from hllm_jax.tokenizers import Tokenizer
+    from hllm_jax.generation.vocabulary import Vocabulary
 
 #: Score of a beam that is not there. Finite, so that differences of two stay numbers.
 NONE = -1.0e9
@@ -57,9 +56,9 @@ class SearchState(NamedTuple):
 
 
 def beam_search(
-    model: Decoder,
+    model: Writer,
     variables: dict[str, Any],
-    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
     prompts: Sequence[Sequence[int]],
     *,
     num_beams: int,
@@ -70,7 +69,7 @@ def beam_search(
     """The n best completions of each prompt, best first, prompt after prompt.
 
     Args:
-        model, variables, tokenizer: of the model.
+        model, variables, vocabulary: see `Engine`.
         prompts: ids of the vocabulary, each 1 to `max_length` (the caller checks).
         num_beams: W, sequences that are followed per prompt.
         max_tokens: at most this many tokens, a stop token included.
@@ -83,8 +82,9 @@ def beam_search(
     tokens, lengths = np.zeros((P, L), np.int32), np.asarray([len(p) for p in prompts], np.int32)
     for i, prompt in enumerate(prompts):
         tokens[i, : len(prompt)] = prompt
-    limits = np.minimum(max_tokens, context - lengths).astype(np.int32)
-    vocab = min(model.config.vocab_size, tokenizer.vocab_size)
+    rooms = np.asarray([room(model, prompt) for prompt in prompts], np.int32)
+    limits = np.minimum(max_tokens, rooms)
+    vocab = min(model.config.vocab_size, vocabulary.vocab_size)
     logits, cache, _ = prefill(model, variables, jnp.asarray(tokens), jnp.asarray(lengths), vocab)
     finished = jax.device_get(
         search(
@@ -93,11 +93,11 @@ def beam_search(
             logits,
             cache,
             jnp.asarray(limits),
-            jnp.asarray(np.asarray(tokenizer.stop_ids, np.int32)),
+            jnp.asarray(np.asarray(vocabulary.stop_ids, np.int32)),
             jnp.float32(length_penalty),
             beams=W,
             length=bucket(int(limits.max(initial=1)), context),
-            capacity=bucket(int((lengths + limits).max()), context),
+            capacity=bucket(int((context - rooms + limits).max()), context),
             vocab=vocab,
         )
     )
@@ -106,9 +106,9 @@ def beam_search(
         for w in range(n):
             said = [int(t) for t in finished.tokens[p, w] if t >= 0]
             reason: FinishReason = "length" if len(said) == max_tokens else "context"
-            if said and said[-1] in tokenizer.stop_ids:
+            if said and said[-1] in vocabulary.stop_ids:
                 reason = "stop"
-            characters = tokenizer.stream(skip_special=True)
+            characters = vocabulary.answer_stream()
             completions.append(
                 Completion(
                     text="".join(characters.push(token) for token in said),
@@ -122,7 +122,7 @@ def beam_search(
 
 @functools.partial(jax.jit, static_argnames=("model", "beams", "length", "capacity", "vocab"))
 def search(
-    model: Decoder,
+    model: Writer,
     variables: dict[str, Any],
     logits: jax.Array,
     cache: KVCache,
@@ -184,14 +184,15 @@ def search(
         still = state.open & (running.scores[:, 0] > NONE / 2) & (hope > jnp.min(finished.scores, axis=1))
 
         parents = jnp.take_along_axis(parent, onward, axis=1) + jnp.arange(P)[:, None] * W
-        tokens = jnp.take_along_axis(token, onward, axis=1).reshape(P * W, 1)
-        out: Any = model.apply(variables, tokens, cache=state.cache.take(parents.reshape(-1)))
-        return SearchState(step + 1, out[1], known(out[0][:, 0], vocab), running, finished, still)
+        tokens = jnp.take_along_axis(token, onward, axis=1).reshape(P * W)
+        kept = state.cache.take(parents.reshape(-1), cross=False)
+        logits, cache = write(model, variables, tokens, kept)
+        return SearchState(step + 1, cache, known(logits, vocab), running, finished, still)
 
     first = jnp.where(jnp.arange(W) == 0, 0.0, NONE)[None, :]
     state = SearchState(
         step=jnp.zeros((), jnp.int32),
-        cache=cache.take(rows).grow(capacity),
+        cache=cache.take(rows, cross=False).grow(capacity),
         logits=jnp.take(logits, rows, axis=0),
         running=nothing(jnp.broadcast_to(first, (P, W))),
         finished=nothing(jnp.full((P, W), NONE)),

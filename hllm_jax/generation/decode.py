@@ -2,20 +2,27 @@
 
 Three programs, each traced once per bucket of shapes. The cache is an explicit argument and result; `decode`
 is given its buffers to reuse, so that a token is written in place. Nothing here knows text.
+
+A prompt is what a decoder goes on with, or what an encoder reads: only `prefill` knows the difference.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from hllm_jax.generation.sampling import SamplingRows, sample
 from hllm_jax.models.decoder import Decoder, init_cache
+from hllm_jax.models.encoder_decoder import EncoderDecoder
 from hllm_jax.nn.cache import KVCache
+
+#: A model that writes one token after another.
+Writer: TypeAlias = Decoder | EncoderDecoder
 
 #: How often each program was traced in this process; tests hold it still.
 TRACES: Counter[str] = Counter()
@@ -25,6 +32,9 @@ CHUNK = 64
 
 #: Longest stretch of a prompt that passes the model at once: bounds the memory of the attention scores.
 PREFILL_CHUNK = 512
+
+#: Most tokens that an encoder reads at once, for the same reason; its rows cannot be cut.
+ENCODE_TOKENS = 8192
 
 
 class DecodeState(NamedTuple):
@@ -68,23 +78,43 @@ class Made(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab"))
 def prefill(
-    model: Decoder, variables: dict[str, Any], tokens: jax.Array, lengths: jax.Array, vocab: int
+    model: Writer, variables: dict[str, Any], tokens: jax.Array, lengths: jax.Array, vocab: int
 ) -> tuple[jax.Array, KVCache, jax.Array]:
     """Read right-padded prompts.
 
     Args:
-        model, variables: the decoder and `{"params": …}`.
+        model, variables: the model and `{"params": …}`.
         tokens: int32 `[P, L]`, what stands behind a prompt's end does not matter.
         lengths: int32 `[P]`, at least 1.
         vocab: ids the tokenizer knows; ids above get probability 0.
 
     Returns:
-        float32 logits `[P, V]` after each prompt's last token, the cache with L slots, and which tokens each
-        prompt contains, bool `[P, V]`.
+        float32 logits `[P, V]` after each prompt's last token, the cache, and which tokens each row contains
+        so far, bool `[P, V]`. A decoder's row is its prompt (L slots); that of an encoder-decoder has the
+        token it starts with (one slot), and its cache remembers the prompt.
     """
     TRACES["prefill"] += 1
+    if isinstance(model, EncoderDecoder):
+        last, cache, row = _encode(model, variables, tokens, lengths)
+        lengths = jnp.ones_like(lengths)
+    else:
+        last, cache = _read(model, variables, tokens, lengths)
+        row = tokens
+    head: Any = model.apply(variables, last[:, None], method="head")
+    logits = head[:, 0]
+
+    P, V = logits.shape
+    rows = jnp.arange(P, dtype=jnp.int32)[:, None]
+    there = jnp.arange(row.shape[1], dtype=jnp.int32)[None, :] < lengths[:, None]
+    seen = jnp.zeros((P, V), bool).at[rows, jnp.where(there, row, V)].set(True, mode="drop")
+    return known(logits, vocab), cache, seen
+
+
+def _read(
+    model: Decoder, variables: dict[str, Any], tokens: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, KVCache]:
+    """The state `[P, D]` of each prompt's last token, and the cache with its keys and values."""
     P, L = tokens.shape
-    V = model.config.vocab_size
     step = next(size for size in range(min(L, PREFILL_CHUNK), 0, -1) if L % size == 0)
     cache = new_cache(model, P, L)
 
@@ -104,13 +134,31 @@ def prefill(
         (cache, last), _ = read((cache, last), jnp.int32(0))
     else:
         (cache, last), _ = jax.lax.scan(read, (cache, last), jnp.arange(0, L, step, dtype=jnp.int32))
-    head: Any = model.apply(variables, last[:, None], method="head")
-    logits = head[:, 0]
+    return last, cache
 
-    rows = jnp.arange(P, dtype=jnp.int32)[:, None]
-    padded = jnp.where(jnp.arange(L, dtype=jnp.int32)[None, :] < lengths[:, None], tokens, V)
-    seen = jnp.zeros((P, V), bool).at[rows, padded].set(True, mode="drop")
-    return known(logits, vocab), cache, seen
+
+def _encode(
+    model: EncoderDecoder, variables: dict[str, Any], tokens: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, KVCache, jax.Array]:
+    """The decoder's state `[P, D]` after its first token, the cache that remembers the prompts, and that
+    token `[P, 1]`."""
+    P, L = tokens.shape
+    valid = (jnp.arange(L, dtype=jnp.int32)[None, :] < lengths[:, None]).astype(jnp.int32)
+
+    def encode(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+        encoded: Any = model.apply(variables, *rows, method="encode")
+        return encoded
+
+    at_once = next(size for size in range(max(1, min(P, ENCODE_TOKENS // L)), 0, -1) if P % size == 0)
+    if at_once == P:
+        encoded = encode((tokens, valid))
+    else:
+        groups = jax.lax.map(encode, tuple(x.reshape(-1, at_once, L) for x in (tokens, valid)))
+        encoded = groups.reshape(P, L, -1)
+    cache: Any = model.apply(variables, encoded, valid, 1, method="cache")
+    start = jnp.full((P, 1), model.config.decoder_start, jnp.int32)
+    out: Any = model.apply(variables, start, cache=cache, method="hidden")
+    return out[0][:, 0], out[1], start
 
 
 @functools.partial(jax.jit, static_argnames=("capacity",))
@@ -143,7 +191,7 @@ def start(
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab"), donate_argnames=("state",))
 def decode(
-    model: Decoder,
+    model: Writer,
     variables: dict[str, Any],
     state: DecodeState,
     rows: Rows,
@@ -171,12 +219,10 @@ def decode(
 
     def body(carry: tuple[DecodeState, Made, jax.Array]) -> tuple[DecodeState, Made, jax.Array]:
         state, made, step = carry
-        out: Any = model.apply(variables, state.token[:, None], cache=state.cache)
-        logits, cache = out
+        logits, cache = write(model, variables, state.token, state.cache)
         # A finished row's token lands in a slot that counts for nothing, or is dropped at the end of it.
         lengths = jnp.where(state.finished, state.cache.lengths, cache.lengths)
-        cache = KVCache(cache.keys, cache.values, lengths)
-        state, tokens, logprobs = advance(state, cache, known(logits[:, 0], vocab), rows)
+        state, tokens, logprobs = advance(state, cache.replace(lengths=lengths), known(logits, vocab), rows)
         written = Made(
             jax.lax.dynamic_update_slice(made.tokens, tokens[:, None], (0, step)),
             jax.lax.dynamic_update_slice(made.logprobs, logprobs[:, None], (0, step)),
@@ -186,6 +232,15 @@ def decode(
     state = state._replace(finished=state.finished | stopped)
     state, made, _ = jax.lax.while_loop(running, body, (state, made, jnp.zeros((), jnp.int32)))
     return state, made
+
+
+def write(
+    model: Writer, variables: dict[str, Any], token: jax.Array, cache: KVCache
+) -> tuple[jax.Array, KVCache]:
+    """Add one token to every row: int32 `[B]` -> float32 logits of the next `[B, V]`, and the cache."""
+    out: Any = model.apply(variables, token[:, None], cache=cache, method="hidden")
+    logits: Any = model.apply(variables, out[0], method="head")
+    return logits[:, 0], out[1]
 
 
 def advance(
@@ -217,6 +272,12 @@ def known(logits: jax.Array, vocab: int) -> jax.Array:
         return logits
     ids = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :]
     return jnp.where(ids < vocab, logits, -jnp.inf)
+
+
+def room(model: Writer, prompt: Sequence[int]) -> int:
+    """How many tokens there is place for after a prompt: an encoder-decoder's row begins with one token."""
+    begun = 1 if isinstance(model, EncoderDecoder) else len(prompt)
+    return model.config.max_length - begun
 
 
 def new_cache(model: Decoder, batch: int, capacity: int) -> KVCache:

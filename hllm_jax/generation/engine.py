@@ -13,37 +13,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hllm_jax.generation.decode import CHUNK, Rows, bucket, decode, prefill, start
+from hllm_jax.generation.decode import CHUNK, Rows, Writer, bucket, decode, prefill, room, start
 from hllm_jax.generation.request import Completion, Delta, FinishReason, Request, Sampling, check_prompt
 from hllm_jax.generation.sampling import sampling_rows
 from hllm_jax.generation.stops import StopStrings
-from hllm_jax.models.decoder import Decoder
 
 if TYPE_CHECKING:
-    from hllm_jax.tokenizers import Tokenizer
+    from hllm_jax.generation.vocabulary import Vocabulary
 
 
 class Engine:
     """Runs requests on one model.
 
     Args:
-        model: the decoder.
+        model: that writes.
         variables: `{"params": …}`.
-        tokenizer: its ids, stop ids and detokeniser.
+        vocabulary: its ids, stop ids and detokeniser: a tokenizer.
         batch_size: most rows that are decoded together; more are done one batch after the other.
         chunk: tokens between two looks of the host where somebody watches.
     """
 
     def __init__(
         self,
-        model: Decoder,
+        model: Writer,
         variables: dict[str, Any],
-        tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
         *,
         batch_size: int = 64,
         chunk: int = 8,
     ) -> None:
-        self.model, self.variables, self.tokenizer = model, variables, tokenizer
+        self.model, self.variables, self.vocabulary = model, variables, vocabulary
         self.batch_size, self.chunk = batch_size, min(chunk, CHUNK)
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
@@ -69,11 +68,15 @@ class Engine:
         return self._deltas(requests, self.chunk)
 
     def _deltas(self, requests: Sequence[Request], chunk: int) -> Iterator[Delta]:
-        limit = self.model.config.max_length
+        config = self.model.config
         for request in requests:
-            check_prompt(request.tokens, self.model.config.vocab_size, limit)
+            check_prompt(request.tokens, config.vocab_size, config.max_length)
         rows = [(request, sample) for request in requests for sample in range(request.n)]
-        return self._batches([_Row(i, *row, limit, self.tokenizer) for i, row in enumerate(rows)], chunk)
+        growing = [
+            _Row(i, request, sample, room(self.model, request.tokens), self.vocabulary)
+            for i, (request, sample) in enumerate(rows)
+        ]
+        return self._batches(growing, chunk)
 
     def _batches(self, rows: list[_Row], chunk: int) -> Iterator[Delta]:
         for first in range(0, len(rows), self.batch_size):
@@ -86,7 +89,7 @@ class Engine:
         # Rows of one request read its prompt once.
         requests = list({id(row.request): row.request for row in rows}.values())
         prompt_of = {id(request): i for i, request in enumerate(requests)}
-        vocab = min(self.model.config.vocab_size, self.tokenizer.vocab_size)
+        vocab = min(self.model.config.vocab_size, self.vocabulary.vocab_size)
 
         tokens, lengths = self._prompts(requests)
         logits, cache, seen = prefill(self.model, self.variables, tokens, lengths, vocab)
@@ -98,11 +101,11 @@ class Engine:
                 [(row.request.seed, row.request.row, row.sample) for row in rows] + [(0, 0, 0)] * filling,
             ),
             limits=_int32([row.limit for row in rows] + [0] * filling),
-            stop_ids=_int32(self.tokenizer.stop_ids),
+            stop_ids=_int32(self.vocabulary.stop_ids),
         )
         prompts = _int32([prompt_of[id(row.request)] for row in rows] + [0] * filling)
-        slots = max(len(row.request.tokens) + row.limit for row in rows)
-        capacity = bucket(slots, self.model.config.max_length)
+        context = self.model.config.max_length
+        capacity = bucket(max(context - row.room + row.limit for row in rows), context)
         state, first, logprobs = start(logits, cache, seen, prompts, fixed, capacity)
         del logits, cache, seen
         yield from _take(rows, np.asarray(first)[:, None], np.asarray(logprobs)[:, None])
@@ -127,13 +130,13 @@ class Engine:
 class _Row:
     """One completion while it grows."""
 
-    def __init__(self, index: int, request: Request, sample: int, context: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, index: int, request: Request, sample: int, space: int, vocabulary: Vocabulary) -> None:
         self.index, self.request, self.sample = index, request, sample
-        self.room = context - len(request.tokens)
+        self.room = space
         self.limit = min(request.max_tokens, self.room)
         self.done = False
-        self._stop_ids = frozenset(tokenizer.stop_ids)
-        self._characters = tokenizer.stream(skip_special=True)
+        self._stop_ids = frozenset(vocabulary.stop_ids)
+        self._characters = vocabulary.answer_stream()
         self._stops = StopStrings(request.stop)
         self._tokens: list[int] = []
         self._logprobs: list[float] = []

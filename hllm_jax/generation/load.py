@@ -11,17 +11,21 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from hllm_jax.generation.language_model import LanguageModel
+from hllm_jax.generation.seq2seq import Seq2SeqModel
 from hllm_jax.models.config import Execution
-from hllm_jax.models.spec import DecoderConfig
+from hllm_jax.models.spec import DecoderConfig, EncoderDecoderConfig
 
 
-def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel:
-    """Load a model with its tokenizer.
+def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel | Seq2SeqModel:
+    """Load a model with its tokenizer, if it has one.
 
     Args:
         model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a `.gguf` file, or a
             registered name (`"smollm2-135m-instruct"`).
         dtype: of weights and computation, "float32" or "bfloat16"; None: float32 on CPU, bfloat16 elsewhere.
+
+    Returns:
+        A decoder as a `LanguageModel`, an encoder-decoder as a `Seq2SeqModel`.
 
     Raises:
         ValueError: `model` names nothing that can be loaded, or its files do not fit together; `dtype` is
@@ -35,8 +39,8 @@ def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Langu
         raise ValueError(f"dtype is {dtype!r}, must be 'float32' or 'bfloat16'")
     kind = cast('Literal["float32", "bfloat16"]', jnp.dtype(dtype).name)
     opened = open_pretrained(model)
-    if not isinstance(opened.config, DecoderConfig) or opened.tokenizer is None:
-        raise ValueError(f"{model} is no decoder with a tokenizer: only these can be loaded so far")
+    if not isinstance(opened.config, DecoderConfig | EncoderDecoderConfig):
+        raise ValueError(f"{model} is of the kind {opened.config.architecture}, which is not loaded so far")
 
     def place(path: str, array: np.ndarray) -> jax.Array:
         del path
@@ -45,4 +49,21 @@ def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Langu
     # One subtree per layer: a scan would copy each layer's weights out of the stack for every token.
     variables: dict[str, Any] = {"params": opened.read(False, place)}
     execution = Execution(dtype=kind, param_dtype=kind, scan_layers=False)
+    if isinstance(opened.config, EncoderDecoderConfig):
+        return Seq2SeqModel(opened.config.build(execution), variables, opened.tokenizer)
     return LanguageModel(opened.config.build(execution), variables, opened.tokenizer)
+
+
+def load_language_model(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel:
+    """`load` where text is to be continued.
+
+    Raises:
+        ValueError: as `load`; or the model is of another kind.
+    """
+    loaded = load(model, dtype)
+    if not isinstance(loaded, LanguageModel):
+        raise ValueError(
+            f"{model} is of the kind {loaded.config.architecture}, and only a decoder goes on with a text or "
+            "a conversation; `hllm generate` asks an encoder-decoder too"
+        )
+    return loaded

@@ -147,10 +147,24 @@ class EncoderDecoder(nn.Module):
         Raises:
             ValueError: a row longer than `max_length`, or arrays of other shapes.
         """
+        given = (segment_ids, decoder_segment_ids, positions, decoder_positions, deterministic)
+        return self.head(self.states(tokens, decoder_tokens, *given)), None
+
+    def states(
+        self,
+        tokens: jax.Array,
+        decoder_tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        decoder_positions: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """As `__call__` without the head: the decoder's last hidden state `[B, L, D]`."""
         encoded = self.encode(tokens, segment_ids, positions, deterministic)
         if segment_ids is None and decoder_segment_ids is not None:
             segment_ids = jnp.ones_like(tokens)
-        x, _ = self._decode(
+        return self._decode(
             decoder_tokens,
             decoder_segment_ids,
             decoder_positions,
@@ -158,8 +172,7 @@ class EncoderDecoder(nn.Module):
             deterministic,
             encoded,
             segment_ids,
-        )
-        return self.head(x), None
+        )[0]
 
     def encode(
         self,

@@ -111,10 +111,10 @@ class Chain:
 
     def model(self, name: str) -> LanguageModel:
         """The model of a training stage, loaded once."""
-        from hllm_jax.generation.load import load
+        from hllm_jax.generation.load import load_language_model
 
         if name not in self.models:
-            self.models[name] = load(self.folders[name])
+            self.models[name] = load_language_model(self.folders[name])
         return self.models[name]
 
     def key(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from hllm_jax.generation.vocabulary import need_tokenizer
 from hllm_jax.quickstart.chain import TRAINED, Chain, minutes
 from hllm_jax.report.facts import Comparison, RowToken, Sample, Score, Source
 
@@ -112,7 +113,7 @@ def evaluate_stage(chain: Chain) -> bool:
     with ThreadPoolExecutor(2) as pool:
         counting, compressing = pool.submit(ngram, train, heldout), pool.submit(xz, train, heldout)
         counted, compressed = counting.result(), compressing.result()
-    tokens = prepare(data, chain.model("pretrain").tokenizer).counts["tokens"]
+    tokens = prepare(data, need_tokenizer(chain.model("pretrain").tokenizer)).counts["tokens"]
     read = trained_tokens(chain, "pretrain")
     size = f"{counted.train_bytes / 1e6:.1f} MB"
     comparison = Comparison(
@@ -184,7 +185,7 @@ def report_stage(chain: Chain) -> bool:
     from hllm_jax.data.batches import Batches
     from hllm_jax.data.preparation import prepare
 
-    tokenizer = chain.model("sft").tokenizer
+    tokenizer = need_tokenizer(chain.model("sft").tokenizer)
     spec = chain.model("sft").config
     read: dict[str, TokenizedData] = {name: prepare(chain.config(name).data, tokenizer) for name in TRAINED}
     settings = chain.config("sft")

@@ -97,6 +97,10 @@ class ByteTokenizer:
         """A decoder that never emits half a character; special tokens have no bytes."""
         return ByteStream(self)
 
+    def answer_stream(self) -> ByteStream:
+        """`stream` of what a model says."""
+        return ByteStream(self)
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

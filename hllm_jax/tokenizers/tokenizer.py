@@ -178,6 +178,18 @@ class Tokenizer:
         table = self._plain if skip_special else self._spelled
         return StreamDecoder(table, self.codec.adds_space, self.codec.trails_space)
 
+    def answer_stream(self) -> StreamDecoder:
+        """`stream` of what a model says: without special tokens, but for sentinels, which tell one answer of
+        an encoder-decoder from the next."""
+        return StreamDecoder(self._said, self.codec.adds_space, self.codec.trails_space)
+
+    @functools.cached_property
+    def _said(self) -> tuple[bytes, ...]:
+        said = list(self._plain)
+        for i in self.sentinel_ids:
+            said[i] = self._spelled[i]
+        return tuple(said)
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token, `b""` for special tokens."""
         if not 0 <= token < self.vocab_size:

@@ -20,6 +20,7 @@ class Parrot:
     def __init__(self) -> None:
         self.asked: list[Any] = []
         self.options: dict[str, Any] = {}
+        self.tokenizer = self
 
     def generate(self, prompts: list[Any], **options: Any) -> list[Completion]:
         self.asked, self.options = prompts, options
@@ -45,6 +46,7 @@ class Parrot:
 def parrot(monkeypatch: pytest.MonkeyPatch) -> Parrot:
     parrot = Parrot()
     monkeypatch.setattr(model, "_load", lambda args: parrot)
+    monkeypatch.setattr(model, "_load_language_model", lambda args: parrot)
     return parrot
 
 

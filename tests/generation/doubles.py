@@ -1,4 +1,4 @@
-"""A tiny decoder with random weights, for the tests of this room."""
+"""A tiny decoder and a tiny encoder-decoder with random weights, for the tests of this room."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from flax import linen as nn
 
 from hllm_jax.generation.engine import Engine
 from hllm_jax.generation.language_model import LanguageModel
+from hllm_jax.generation.seq2seq import Seq2SeqModel
 from hllm_jax.models.config import Execution
 from hllm_jax.models.decoder import Decoder
-from hllm_jax.models.spec import DecoderConfig
+from hllm_jax.models.encoder_decoder import EncoderDecoder
+from hllm_jax.models.layout import init_variables
+from hllm_jax.models.spec import DecoderConfig, EncoderDecoderConfig
 from hllm_jax.testing.tokenizer import ByteTokenizer
 
 TINY = DecoderConfig(
@@ -51,3 +54,32 @@ def engine(stop_ids: tuple[int, ...] = (), config: DecoderConfig = TINY, **setti
 def language_model(stop_ids: tuple[int, ...] = (), config: DecoderConfig = TINY) -> LanguageModel:
     """The tiny model as `hllm_jax.load` would give it."""
     return LanguageModel(*decoder(config), tokenizer(stop_ids))
+
+
+SEQ2SEQ = EncoderDecoderConfig(
+    vocab_size=261,
+    layers=2,
+    embed=32,
+    heads=4,
+    kv_heads=4,
+    head_dim=8,
+    mlp=48,
+    max_length=64,
+    relative_buckets=8,
+    relative_distance=16,
+    scale_logits=False,
+    decoder_start=0,
+    stop_ids=(2,),
+)
+
+
+@functools.cache
+def encoder_decoder(config: EncoderDecoderConfig = SEQ2SEQ) -> tuple[EncoderDecoder, dict[str, Any]]:
+    """The model and its variables; they draw wide logits, so that the most probable token stands out."""
+    model = EncoderDecoder(config, Execution())
+    return model, nn.unbox(jax.jit(lambda: init_variables(model, jax.random.key(1)))())
+
+
+def seq2seq_model(stop_ids: tuple[int, ...] = (), with_tokenizer: bool = True) -> Seq2SeqModel:
+    """The tiny encoder-decoder as `hllm_jax.load` would give it."""
+    return Seq2SeqModel(*encoder_decoder(), tokenizer(stop_ids) if with_tokenizer else None)

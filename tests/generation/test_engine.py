@@ -154,7 +154,7 @@ def test_a_finished_row_does_not_change_while_others_go_on():
 
 def test_ids_that_the_tokenizer_lacks_are_never_sampled():
     few = engine()
-    few.tokenizer.vocab_size = 40
+    few.vocabulary.vocab_size = 40
     completions = few.run([Request(tokens=(1, 20), max_tokens=8, n=16, sampling=Sampling(temperature=5.0))])
     assert max(max(completion.tokens) for completion in completions) < 40
 
@@ -204,7 +204,7 @@ def test_a_stream_is_the_completion_in_pieces():
 
 def test_stop_strings_end_a_completion_across_tokens():
     runner, streamer = engine(), engine(chunk=2)
-    runner.tokenizer.vocab_size = streamer.tokenizer.vocab_size = 5 + 128  # ASCII: a character a token
+    runner.vocabulary.vocab_size = streamer.vocabulary.vocab_size = 5 + 128  # ASCII: a character a token
     free = runner.run([Request(tokens=PROMPTS[2], max_tokens=30, sampling=GREEDY)])[0]
     stop = free.text[6:9]
     at = free.text.index(stop)
