@@ -200,9 +200,13 @@ def models(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _load(args: argparse.Namespace) -> LanguageModel | Seq2SeqModel:
     from hllm_jax.generation.load import load
+    from hllm_jax.generation.text_encoder import TextEncoder
 
     print(f"loading {args.model} …", file=sys.stderr, flush=True)
-    return load(args.model, dtype=args.dtype)
+    loaded = load(args.model, dtype=args.dtype)
+    if isinstance(loaded, TextEncoder):
+        raise ValueError(f"{args.model} is an encoder: it makes vectors of texts and writes none")
+    return loaded
 
 
 def _load_language_model(args: argparse.Namespace) -> LanguageModel:

@@ -12,25 +12,29 @@ from jax.typing import DTypeLike
 
 from hllm_jax.generation.language_model import LanguageModel
 from hllm_jax.generation.seq2seq import Seq2SeqModel
+from hllm_jax.generation.text_encoder import TextEncoder
 from hllm_jax.models.config import Execution
-from hllm_jax.models.spec import DecoderConfig, EncoderDecoderConfig
+from hllm_jax.models.spec import EncoderConfig, EncoderDecoderConfig
 
 
-def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel | Seq2SeqModel:
+def load(
+    model: str | os.PathLike[str], dtype: DTypeLike | None = None
+) -> LanguageModel | Seq2SeqModel | TextEncoder:
     """Load a model with its tokenizer, if it has one.
 
     Args:
         model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a `.gguf` file, or a
-            registered name (`"smollm2-135m-instruct"`).
+            registered name (`"smollm2-135m-instruct"`, `"all-minilm-l6-v2"`).
         dtype: of weights and computation, "float32" or "bfloat16"; None: float32 on CPU, bfloat16 elsewhere.
 
     Returns:
-        A decoder as a `LanguageModel`, an encoder-decoder as a `Seq2SeqModel`.
+        A decoder as a `LanguageModel`, an encoder-decoder as a `Seq2SeqModel`, an encoder as a `TextEncoder`.
 
     Raises:
         ValueError: `model` names nothing that can be loaded, or its files do not fit together; `dtype` is
             another one.
     """
+    from hllm_jax.interop.sentence_transformers import read_pooling
     from hllm_jax.training.pretrained import open_pretrained
 
     if dtype is None:
@@ -39,8 +43,6 @@ def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Langu
         raise ValueError(f"dtype is {dtype!r}, must be 'float32' or 'bfloat16'")
     kind = cast('Literal["float32", "bfloat16"]', jnp.dtype(dtype).name)
     opened = open_pretrained(model)
-    if not isinstance(opened.config, DecoderConfig | EncoderDecoderConfig):
-        raise ValueError(f"{model} is of the kind {opened.config.architecture}, which is not loaded so far")
 
     def place(path: str, array: np.ndarray) -> jax.Array:
         del path
@@ -49,9 +51,12 @@ def load(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> Langu
     # One subtree per layer: a scan would copy each layer's weights out of the stack for every token.
     variables: dict[str, Any] = {"params": opened.read(False, place)}
     execution = Execution(dtype=kind, param_dtype=kind, scan_layers=False)
+    module = opened.config.build(execution)
+    if isinstance(opened.config, EncoderConfig):
+        return TextEncoder(module, variables, opened.tokenizer, read_pooling(model))
     if isinstance(opened.config, EncoderDecoderConfig):
-        return Seq2SeqModel(opened.config.build(execution), variables, opened.tokenizer)
-    return LanguageModel(opened.config.build(execution), variables, opened.tokenizer)
+        return Seq2SeqModel(module, variables, opened.tokenizer)
+    return LanguageModel(module, variables, opened.tokenizer)
 
 
 def load_language_model(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel:

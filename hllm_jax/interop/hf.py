@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from hllm_jax.interop.safetensors import Safetensors
+
+T = TypeVar("T")
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -89,12 +91,21 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         FolderError: the file is missing or holds something else.
     """
+    return _parsed(path, dict, "object")
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON array from a file; errors as `read_json`."""
+    return _parsed(path, list, "array")
+
+
+def _parsed(path: Path, kind: type[T], name: str) -> T:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FolderError(f"{path.parent} has no {path.name}") from error
     except ValueError as error:
         raise FolderError(f"{path} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise FolderError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    if not isinstance(value, kind):
+        raise FolderError(f"{path}: expected a JSON {name}, found {type(value).__name__}")
     return value

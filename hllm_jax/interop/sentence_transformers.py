@@ -1,0 +1,88 @@
+"""The files of sentence-transformers beside a model: how the vectors of its tokens become one of the text."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from hllm_jax.interop.hf import FolderError, read_json, read_json_list
+from hllm_jax.interop.registry import resolve
+
+MODULES = "modules.json"
+
+Kind = Literal["mean", "first", "max", "mean_sqrt"]
+
+#: Flags of `1_Pooling/config.json`, and the names that newer files give in `pooling_mode`.
+KINDS: dict[str, Kind] = {
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt",
+    "cls": "first",
+    "mean": "mean",
+    "max": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """How a text becomes a vector.
+
+    Attributes:
+        kind: of the vectors of its tokens, the special ones included: the mean (Reimers & Gurevych 2019,
+            section 3), the first, the largest of each coordinate, or the sum over the root of their number.
+        normalize: the result has length 1.
+        max_length: most tokens of a text, the special ones included; None: the model's.
+        lowercase: the text is brought into small letters first.
+    """
+
+    kind: Kind = "mean"
+    normalize: bool = False
+    max_length: int | None = None
+    lowercase: bool = False
+
+
+def read_pooling(model: str | os.PathLike[str]) -> Pooling | None:
+    """What the files beside a MODEL say; None where there is no `modules.json`.
+
+    Args:
+        model: as for `hllm_jax.load`.
+
+    Raises:
+        FolderError: a file is missing or no JSON, or asks for what is not done here (another network behind
+            the pooling, several vectors joined).
+    """
+    folder = resolve(model).fetch()
+    if not (folder / MODULES).is_file():
+        return None
+    modules = read_json_list(folder / MODULES)
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+        raise FolderError(
+            f"{folder / MODULES}: a chain of {', '.join(kinds)}; only Transformer, Pooling and perhaps "
+            "Normalize are implemented"
+        )
+    own, pooling = (folder / str(module.get("path", "")) for module in modules[:2])
+    settings: Mapping[str, Any] = {}
+    if (own / "sentence_bert_config.json").is_file():
+        settings = read_json(own / "sentence_bert_config.json")
+    return Pooling(
+        kind=_kind(pooling / "config.json"),
+        normalize=kinds[2:] == ["Normalize"],
+        max_length=settings.get("max_seq_length"),
+        lowercase=bool(settings.get("do_lower_case", False)),
+    )
+
+
+def _kind(path: Path) -> Kind:
+    told = read_json(path)
+    chosen = [name for name, on in told.items() if name.startswith("pooling_mode_") and on]
+    named = told.get("pooling_mode")
+    chosen += [named] if isinstance(named, str) else cast("list[str]", named or [])
+    if len(chosen) != 1 or chosen[0] not in KINDS:
+        raise FolderError(f"{path}: pooling by {chosen}, only one of {', '.join(KINDS)} is implemented")
+    return KINDS[chosen[0]]
