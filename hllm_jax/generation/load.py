@@ -51,12 +51,12 @@ def load(
     # One subtree per layer: a scan would copy each layer's weights out of the stack for every token.
     variables: dict[str, Any] = {"params": opened.read(False, place)}
     execution = Execution(dtype=kind, param_dtype=kind, scan_layers=False)
-    module = opened.config.build(execution)
-    if isinstance(opened.config, EncoderConfig):
-        return TextEncoder(module, variables, opened.tokenizer, read_pooling(model))
-    if isinstance(opened.config, EncoderDecoderConfig):
-        return Seq2SeqModel(module, variables, opened.tokenizer)
-    return LanguageModel(module, variables, opened.tokenizer)
+    config, tokenizer = opened.config, opened.tokenizer
+    if isinstance(config, EncoderConfig):
+        return TextEncoder(config.build(execution), variables, tokenizer, read_pooling(model))
+    if isinstance(config, EncoderDecoderConfig):
+        return Seq2SeqModel(config.build(execution), variables, tokenizer)
+    return LanguageModel(config.build(execution), variables, tokenizer)
 
 
 def load_language_model(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel:
