@@ -34,7 +34,6 @@ class ByteTokenizer:
         self.add_bos = True
         self.stop_ids = (IM_END, EOS)
         self.chat_template: str | None = "chatml"
-        self.lossless = True
 
     @property
     def fingerprint(self) -> str:
