@@ -98,9 +98,8 @@ def inspect(
                 row_text(batch, row, tokenizer, side),
                 token_table(batch, row, tokenizer, tokens, side),
             ]
-        parts += (
-            [said_of(batch, row, tokenizer, objective)] if "targets" not in batch or PAIR in batch else []
-        )
+        if "targets" not in batch or PAIR in batch:
+            parts.append(said_of(batch, row, tokenizer, objective))
         parts.append("")
     parts += [summary(batches), source_table(batches)]
     return Group(*parts)

@@ -9,6 +9,7 @@ import pytest
 
 from hllm_jax.inspection import inspect
 from hllm_jax.recipes import load_run_config, recipes
+from hllm_jax.testing.corpora import write_jsonl
 
 CONFIGS = {f"{recipe.name}/{path.stem}": path for recipe in recipes() for path in recipe.configs}
 
@@ -19,7 +20,7 @@ PARAMETERS = {
     "pretrain/llama2-7b": 6_738_415_616,
 }
 
-DECODER = "{layers: 2, embed: 32, heads: 4, kv_heads: 2, mlp: 64, max_length: 64}"
+SIZES = "{layers: 2, embed: 32, heads: 4, kv_heads: 4, mlp: 64, max_length: 64}"
 SMALL = {
     "train.steps": "2",
     "train.epochs": "null",
@@ -33,11 +34,19 @@ SMALL = {
 }
 SHRUNK = {
     "tokenizer": {"tokenizer.vocab_size": "512"},
-    "pretrain": SMALL | {"model.decoder": DECODER, "model.preset": "null", "tokenizer.vocab_size": "512"},
+    "pretrain": SMALL | {"model.preset": "null"},
     "sft": SMALL | {"model.load": "runs/base", "model.scan_layers": "false", "base": "null"},
+    "finetune": SMALL | {"model.load": "runs/encoder", "base": "null"},
 }
-SOURCES = "[{name: shakespeare, limit: 1}]"
-CONVERSATIONS = "[{name: chatterbot-en, limit: 100}]"
+SOURCES = {
+    "tokenizer": "[{name: shakespeare, limit: 1}]",
+    "pretrain": "[{name: shakespeare, limit: 1}]",
+    "sft": "[{name: chatterbot-en, limit: 100}]",
+    "finetune": "[{path: examples.jsonl}]",
+}
+# What a run evaluates beside the loss, where it is not the text as a whole that it predicts.
+SCORES = {"pretrain/bert-tiny": "eval/pair_accuracy", "pretrain/t5-tiny": "eval/perplexity"}
+SCORES |= {"finetune/tiny": "eval/f1"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -71,25 +80,33 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    assert {"pretrain", "sft", "tokenizer"} <= {name.split("/")[0] for name in CONFIGS}
-    assert set(PARAMETERS) <= set(CONFIGS)
-    assert len(CONFIGS) >= 9
+    assert {"pretrain", "sft", "tokenizer", "finetune"} <= {name.split("/")[0] for name in CONFIGS}
+    assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
+    assert len(CONFIGS) >= 12
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a base model for fine-tuning in `runs/base`."""
+    """A folder with models for fine-tuning in `runs/base` and `runs/encoder`, and examples of a task."""
     folder = tmp_path_factory.mktemp("configs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         train("pretrain/tiny", "runs/base")
+        train("pretrain/bert-tiny", "runs/encoder")
+        sides = (("坏", "negative"), ("好", "positive"))
+        examples = [{"text": f"{n} {side}", "label": label} for n in range(200) for side, label in sides]
+        write_jsonl(folder / "examples.jsonl", examples)
     return folder
 
 
 def train(name: str, run: str) -> None:
     recipe = name.split("/")[0]
-    sources = CONVERSATIONS if recipe == "sft" else SOURCES
-    overrides = SHRUNK[recipe] | {"run.dir": run, "data.sources": sources}
+    overrides = SHRUNK[recipe] | {"run.dir": run, "data.sources": SOURCES[recipe]}
+    if recipe == "pretrain":
+        _, whole = load_run_config(CONFIGS[name])
+        kind = next((k for k in ("encoder", "encoder_decoder") if getattr(whole.model, k)), "decoder")
+        # Every character of the text has to fit into a WordPiece vocabulary.
+        overrides |= {f"model.{kind}": SIZES, "tokenizer.vocab_size": "512"}
     module, config = load_run_config(CONFIGS[name], [f"{key}={value}" for key, value in overrides.items()])
     module.main(config)
 
@@ -120,4 +137,4 @@ def test_a_shipped_config_trains_two_updates(
         "step_time_s",
     }
     assert wanted <= set(trained[-1])
-    assert any("eval/bits_per_byte" in line for line in lines)
+    assert any(SCORES.get(name, "eval/bits_per_byte") in line for line in lines)

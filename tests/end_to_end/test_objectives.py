@@ -70,20 +70,17 @@ def test_every_objective_trains_and_goes_on(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = run(name)
+    whole = run(name, "schedule.kind=constant")
     trained = [line for line in lines() if "loss" in line]
     assert [line["step"] for line in trained] == [1, 2, 3, 4]
     assert all(np.isfinite(line["loss"]) and line["tokens"] > 0 for line in trained)
     evaluated = [line for line in lines() if "eval/loss" in line]
-    assert evaluated
+    assert [line["step"] for line in evaluated] == [0, 2, 4]
     assert ("eval/bits_per_byte" in evaluated[-1]) == (name == "causal")
     assert ("eval/pair_accuracy" in evaluated[-1]) == (name == "masked_lm-nsp")
-    run(name, "run.dir=runs/y", "train.steps=2", "schedule.kind=constant")
-    run(name, "run.dir=runs/z", "schedule.kind=constant")
-    resumed = run(name, "run.dir=runs/y", "schedule.kind=constant")
-    again = run(name, "run.dir=runs/z", "schedule.kind=constant")
-    jax.tree.map(np.testing.assert_array_equal, resumed.trainable, again.trainable)
-    assert jax.tree.structure(whole.trainable) == jax.tree.structure(resumed.trainable)
+    run(name, "schedule.kind=constant", "run.dir=runs/y", "train.steps=2", "eval.every=0")
+    resumed = run(name, "schedule.kind=constant", "run.dir=runs/y", "eval.every=0")
+    jax.tree.map(np.testing.assert_array_equal, resumed.trainable, whole.trainable)
 
 
 def test_a_masked_language_model_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
