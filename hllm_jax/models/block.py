@@ -13,11 +13,12 @@ from hllm_jax.models.spec import StackConfig
 from hllm_jax.nn.axes import constrain
 from hllm_jax.nn.cache import KVCache, LayerCache
 from hllm_jax.nn.mlp import MLP
+from hllm_jax.nn.moe import ROUTING, MixtureOfExperts
 from hllm_jax.nn.multi_head import MultiHeadAttention
 from hllm_jax.nn.norm import make_norm
 
 #: Collections with one entry per layer beside the weights (adapters live in `lora`).
-LAYERED: dict[Any, Any] = {"params": 0, "lora": 0, "intermediates": 0}
+LAYERED: dict[Any, Any] = {"params": 0, "lora": 0, "intermediates": 0, ROUTING: 0}
 
 
 class Context(NamedTuple):
@@ -69,17 +70,29 @@ class Block(nn.Module):
             self.cross_norm = make_norm(c.norm, c.norm_eps, **kinds)
             self.cross_attention = _attention(c, self.execution, None, False, into_residual)
         self.mlp_norm = make_norm(c.norm, c.norm_eps, **kinds)
-        self.mlp = MLP(
-            c.embed,
-            c.mlp_size,
-            c.activation,
-            c.gated,
-            c.mlp_bias,
-            c.std(c.embed),
-            c.residual_std(c.mlp_size, terms),
-            c.mlp_dropout,
-            **kinds,
-        )
+        if c.experts is not None:
+            self.experts = MixtureOfExperts(
+                c.embed,
+                c.mlp_size,
+                c.experts,
+                c.activation,
+                c.gated,
+                c.std(c.embed),
+                c.residual_std(c.mlp_size, terms),
+                **kinds,
+            )
+        else:
+            self.mlp = MLP(
+                c.embed,
+                c.mlp_size,
+                c.activation,
+                c.gated,
+                c.mlp_bias,
+                c.std(c.embed),
+                c.residual_std(c.mlp_size, terms),
+                c.mlp_dropout,
+                **kinds,
+            )
         if c.norm_placement == "sandwich":
             self.attention_out_norm = make_norm(c.norm, c.norm_eps, **kinds)
             self.mlp_out_norm = make_norm(c.norm, c.norm_eps, **kinds)
@@ -105,7 +118,7 @@ class Block(nn.Module):
         if self.cross:
             y = self._cross(self._into(self.cross_norm, x), context, cache, deterministic)
             x = self._add(self.cross_norm, x, y, deterministic)
-        y = self.mlp(self._into(self.mlp_norm, x), deterministic)
+        y = self._feed_forward(self._into(self.mlp_norm, x), context, deterministic)
         if sandwich:
             y = self.mlp_out_norm(y)
         return self._add(self.mlp_norm, x, y, deterministic), cache
@@ -115,6 +128,12 @@ class Block(nn.Module):
         of decoding; see `KVCache.cross`."""
         keys, values = self.cross_attention.keys_values(encoded)
         return keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)
+
+    def _feed_forward(self, x: jax.Array, context: Context, deterministic: bool) -> jax.Array:
+        if self.config.experts is None:
+            return self.mlp(x, deterministic)
+        valid = None if context.segment_ids is None else context.segment_ids != 0
+        return self.experts(x, valid, training=not deterministic)
 
     def _cross(
         self, x: jax.Array, context: Context, cache: LayerCache | None, deterministic: bool
@@ -249,6 +268,8 @@ def apply_layers(
     # The stacked cache is carried, not scanned over: a carry is updated in place, while an output of the
     # scan would be a second copy of all of it.
     start = cache.of_layer(0, slots) if cache is not None and slots is not None else None
+    # Weights may be those of one block; what passes through it is each layer's own.
+    shared = ["params", "lora"] if config.shared_layers else []
 
     def body(layers: Any, carry: Any) -> tuple[Any, None]:
         x, held = carry
@@ -257,8 +278,8 @@ def apply_layers(
 
     scan = nn.scan(
         body,
-        variable_axes={} if config.shared_layers else LAYERED,
-        variable_broadcast=list(LAYERED) if config.shared_layers else False,
+        variable_axes={name: axis for name, axis in LAYERED.items() if name not in shared},
+        variable_broadcast=shared or False,
         split_rngs={"params": not config.shared_layers, "dropout": True},
         length=count // len(config.attention_pattern),
         metadata_params={nn.PARTITION_NAME: "layers"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from hllm_jax.config.declare import Invalid, config
 from hllm_jax.models.task import TaskConfig
-from hllm_jax.nn.config import Activation, Norm, Pairing, RopeScaling
+from hllm_jax.nn.config import Activation, Experts, Norm, Pairing, RopeScaling
 
 if TYPE_CHECKING:
     from hllm_jax.models.config import Execution
@@ -40,6 +40,7 @@ class StackConfig:
         rope_fraction: share of each head's coordinates that turn.
         relative_buckets, relative_distance: see `RelativeBias`.
         activation, gated: of the feed-forward network, see `MLP`.
+        experts: a mixture of such networks in each layer; None: one.
         qkv_bias, out_bias, mlp_bias: which projections have a bias.
         qk_norm: each head's query and key pass an RMSNorm.
         attention_scale: of the scores; None: 1 / √head_dim.
@@ -76,6 +77,7 @@ class StackConfig:
     relative_distance: int = 128
     activation: Activation = "silu"
     gated: bool = True
+    experts: Experts | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -169,6 +171,16 @@ class StackConfig:
                 f"{self.window} is not used: {self.attention_pattern} has no window layer",
             ),
             (
+                self.experts is not None and self.mlp_bias,
+                "mlp_bias",
+                "experts have no biases: leave it out",
+            ),
+            (
+                self.experts is not None and self.mlp_dropout > 0,
+                "mlp_dropout",
+                "is not done inside experts: leave it out",
+            ),
+            (
                 self.shared_layers and period != 1,
                 "shared_layers",
                 f"one block cannot follow a pattern of {period} kinds",
@@ -219,9 +231,17 @@ class StackConfig:
         """Entries of the four matrices of one attention."""
         return 2 * self.embed * self.head_size * (self.heads + self.kv_heads)
 
-    def mlp_weights(self) -> int:
-        """Entries of the matrices of one feed-forward network."""
-        return (3 if self.gated else 2) * self.embed * self.mlp_size
+    def mlp_weights(self, active: bool = False) -> int:
+        """Entries of the matrices of one feed-forward network, or of the router and all experts of a mixture.
+
+        Args:
+            active: of a mixture, count the experts that one token passes.
+        """
+        network = (3 if self.gated else 2) * self.embed * self.mlp_size
+        if self.experts is None:
+            return network
+        used = self.experts.per_token if active else self.experts.count
+        return self.embed * self.experts.count + used * network
 
     def norm_parameters(self) -> int:
         """Parameters of one norm over the residual stream."""
@@ -244,6 +264,11 @@ class StackConfig:
         total = (1 if self.shared_layers else layers) * self.layer_parameters(cross)
         total += self.relative_buckets * self.heads if self.position == "relative" else 0
         return total + (self.norm_parameters() if self.norm_placement != "post" else 0)
+
+    def idle_parameters(self, layers: int) -> int:
+        """Parameters of the experts that a token does not pass."""
+        shared = 1 if self.shared_layers else layers
+        return shared * (self.mlp_weights() - self.mlp_weights(active=True))
 
     def position_parameters(self) -> int:
         """Parameters of a learned table of positions."""
@@ -298,6 +323,10 @@ class DecoderConfig(StackConfig):
         tables = self.vocab_size * self.embed * (1 if self.tie_embeddings else 2)
         return tables + self.position_parameters() + self.stack_parameters(self.layers)
 
+    def active_parameters(self) -> int:
+        """Parameters that one token passes: all but those of other experts."""
+        return self.parameters() - self.idle_parameters(self.layers)
+
     def flops_per_token(self, length: int) -> float:
         """FLOPs that one training step needs per token: forward and backward, 2 per multiply-add.
 
@@ -305,7 +334,7 @@ class DecoderConfig(StackConfig):
         `attention_flops`. Recomputation is not counted.
         """
         weights = self.vocab_size * self.embed
-        weights += self.layers * (self.attention_weights() + self.mlp_weights())
+        weights += self.layers * (self.attention_weights() + self.mlp_weights(active=True))
         return 6.0 * weights + self.attention_flops(length)
 
 
@@ -400,7 +429,7 @@ class EncoderConfig(StackConfig):
 
     def flops_per_token(self, length: int) -> float:
         """As `DecoderConfig.flops_per_token`; every query sees the whole row."""
-        weights = self.layers * (self.attention_weights() + self.mlp_weights())
+        weights = self.layers * (self.attention_weights() + self.mlp_weights(active=True))
         if self.masked_head:
             weights += (self.embed + self.vocab_size) * self.embedding_size
         return 6.0 * weights + self.attention_flops(length, keys=length)
@@ -490,7 +519,7 @@ class EncoderDecoderConfig(StackConfig):
             target_length: of the target; None: as many.
         """
         target = length if target_length is None else target_length
-        attention, mlp = self.attention_weights(), self.mlp_weights()
+        attention, mlp = self.attention_weights(), self.mlp_weights(active=True)
         per_layer = 12.0 * self.heads * self.head_size
         encoder = self.layers * (6.0 * (attention + mlp) + per_layer * length)
         # The keys and values that the decoder looks at are made of the source.

@@ -3,7 +3,7 @@
 The einsum alphabet of the whole project, in einsum strings, docstrings and shape comments:
 
     B batch    L query length    S key length    D embed    V vocab    F mlp
-    H heads    K kv heads        G = H / K       h head_dim
+    H heads    K kv heads        G = H / K       h head_dim    E experts
 
 Names of parameter and activation axes stand in `hllm_jax.nn.axes`.
 """
@@ -15,10 +15,12 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.nn.axes import PARAMETER_AXES as PARAMETER_AXES
     from hllm_jax.nn.cache import KVCache as KVCache
     from hllm_jax.nn.cache import LayerCache as LayerCache
+    from hllm_jax.nn.config import Experts as Experts
     from hllm_jax.nn.config import RopeScaling as RopeScaling
     from hllm_jax.nn.embed import Embed as Embed
     from hllm_jax.nn.linear import Linear as Linear
     from hllm_jax.nn.mlp import MLP as MLP
+    from hllm_jax.nn.moe import MixtureOfExperts as MixtureOfExperts
     from hllm_jax.nn.multi_head import MultiHeadAttention as MultiHeadAttention
     from hllm_jax.nn.norm import LayerNorm as LayerNorm
     from hllm_jax.nn.norm import RMSNorm as RMSNorm

@@ -6,6 +6,7 @@ weights (ZeRO-3) while the `embed` axis of the activations stays whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -22,13 +23,24 @@ PARAMETER_AXES = (
     "kv_heads",
     "head_dim",
     "mlp",
+    "experts",
     "positions",
     "buckets",
     "classes",
 )
 
 #: Axes of activations: set by `constrain`.
-ACTIVATION_AXES = ("batch", "length", "act_embed", "act_heads", "act_kv_heads", "act_mlp", "act_vocab")
+ACTIVATION_AXES = (
+    "batch",
+    "length",
+    "act_embed",
+    "act_heads",
+    "act_kv_heads",
+    "act_mlp",
+    "act_vocab",
+    "act_experts",
+    "expert_batch",  # rows of a batch where the experts are spread over the devices too
+)
 
 
 def parameter(
@@ -62,3 +74,40 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """
     assert x.ndim == len(names), (x.shape, names)
     return cast("jax.Array", nn.with_logical_constraint(x, names))
+
+
+def on_shards(
+    function: Callable[..., jax.Array],
+    split: tuple[jax.Array, ...],
+    names: tuple[str, ...],
+    *whole: Any,
+) -> jax.Array:
+    """`function(*split, *whole)`, by each device for what it holds, where a mesh and rules are active.
+
+    For functions that treat the entries along the named axes apart, but so that a compiler does not see it (a
+    sort): it would gather them on every device.
+
+    Args:
+        function: gives an array whose first axes are those of `split`, in the same order.
+        split: arrays whose first axes are named.
+        names: entries of `ACTIVATION_AXES` that rules may split.
+        whole: trees that every device needs all of (weights).
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if mesh.empty or not rules:
+        return function(*split, *whole)
+    spec: Any = nn.logical_to_mesh_axes(names)
+    over = [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec]
+    ways = [math.prod(mesh.shape[axis] for axis in axes) for axes in over]
+    if math.prod(ways) == 1 or any(size % way for size, way in zip(split[0].shape, ways, strict=False)):
+        return function(*split, *whole)
+    mapped = jax.shard_map(
+        function,
+        in_specs=(*(spec for _ in split), *(jax.sharding.PartitionSpec() for _ in whole)),
+        out_specs=spec,
+        axis_names={axis for axes in over for axis in axes},
+        # The gradient of what is whole is summed over the devices either way; gradients that are written out
+        # need not say of each array whether it differs between them.
+        check_vma=False,
+    )
+    return mapped(*split, *whole)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hllm_jax.objectives.routing import add_routing, apply_model
 from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
 
 
@@ -101,11 +100,6 @@ def token_sums(
     return sums
 
 
-def dropout(rng: jax.Array | None) -> dict[str, Any]:
-    """How a model is called: with dropout under this key, or without for None."""
-    return {"deterministic": True} if rng is None else {"deterministic": False, "rngs": {"dropout": rng}}
-
-
 def causal_lm(model: nn.Module, z_loss: float = 0.0) -> Loss:
     """The loss of a decoder on packed rows: every token of weight predicts the next one.
 
@@ -120,20 +114,20 @@ def causal_lm(model: nn.Module, z_loss: float = 0.0) -> Loss:
         z_loss: see `token_sums`.
 
     Returns:
-        A loss over an `LMBatch` or `PrefixBatch` with the entries of `token_sums`.
+        A loss over an `LMBatch` or `PrefixBatch` with the entries of `token_sums` and `add_routing`.
     """
 
     def loss(variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
-        options = dropout(rng)
-        if "prefix" in batch:
-            options["prefix"] = batch["prefix"]
-        logits, _ = model.apply(
+        (logits, _), routed = apply_model(
+            model,
             variables,
+            rng,
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
-            **options,
+            **({"prefix": batch["prefix"]} if "prefix" in batch else {}),
         )
-        return token_sums(logits, batch["targets"], batch["weights"], z_loss)
+        sums = token_sums(logits, batch["targets"], batch["weights"], z_loss)
+        return add_routing(sums, routed, batch["weights"])
 
     return loss

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hllm_jax.objectives.language_model import dropout, token_sums
+from hllm_jax.objectives.language_model import token_sums
+from hllm_jax.objectives.routing import add_routing, apply_model
 from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
 
 
@@ -31,15 +31,17 @@ class MaskedLM:
     def __call__(self, variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
         """Sums over a `MaskedBatch` or a `SentencePairBatch`."""
         pairs = "pair_labels" in batch
-        output: Any = self.model.apply(
+        output, routed = apply_model(
+            self.model,
             variables,
+            rng,
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
             token_types=batch["token_types"] if pairs else None,
-            **dropout(rng),
         )
         sums = token_sums(output.logits, batch["targets"], batch["weights"], self.z_loss)
+        sums = add_routing(sums, routed, batch["weights"])
         if not pairs:
             return sums
         if output.pair_logits is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from hllm_jax.objectives.language_model import dropout, token_sums
+from hllm_jax.objectives.language_model import token_sums
+from hllm_jax.objectives.routing import add_routing, apply_model
 from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
 
 
@@ -23,16 +24,18 @@ def seq2seq(model: nn.Module, label_smoothing: float = 0.0, z_loss: float = 0.0)
     """
 
     def loss(variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
-        logits, _ = model.apply(
+        (logits, _), routed = apply_model(
+            model,
             variables,
+            rng,
             batch["tokens"],
             batch["decoder_tokens"],
             segment_ids=batch["segment_ids"],
             decoder_segment_ids=batch["decoder_segment_ids"],
             positions=batch["positions"],
             decoder_positions=batch["decoder_positions"],
-            **dropout(rng),
         )
-        return token_sums(logits, batch["targets"], batch["weights"], z_loss, label_smoothing)
+        sums = token_sums(logits, batch["targets"], batch["weights"], z_loss, label_smoothing)
+        return add_routing(sums, routed, batch["weights"])
 
     return loss

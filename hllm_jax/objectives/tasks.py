@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hllm_jax.objectives.language_model import dropout, token_sums
+from hllm_jax.objectives.language_model import token_sums
+from hllm_jax.objectives.routing import apply_model
 from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
 def task_logits(model: nn.Module, variables: Variables, batch: Batch, rng: jax.Array | None) -> jax.Array:
     """What the head of a task says of the rows of a `TaskBatch`."""
-    output: Any = model.apply(
+    output, _ = apply_model(
+        model,
         variables,
+        rng,
         batch["tokens"],
         segment_ids=batch["segment_ids"],
         positions=batch["positions"],
         token_types=batch["token_types"],
-        **dropout(rng),
     )
     return output.task_logits
 

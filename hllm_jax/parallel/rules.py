@@ -14,7 +14,14 @@ from hllm_jax.parallel.config import Strategy
 Table: TypeAlias = Mapping[str, tuple[str, ...]]
 
 #: Axes of parameters that tensor parallelism splits (Shoeybi et al. 2019: columns, then rows).
-TENSOR: Table = {"heads": ("tensor",), "kv_heads": ("tensor",), "mlp": ("tensor",), "vocab": ("tensor",)}
+#: The experts of a mixture lie on different devices (Lepikhin et al. 2020) whatever the strategy.
+TENSOR: Table = {
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "experts": ("expert",),
+}
 
 #: Mesh axes over which the rows of a batch are spread.
 BATCH = ("data", "fsdp", "expert")
@@ -26,6 +33,8 @@ ACTIVATIONS: Table = {
     "act_kv_heads": ("tensor",),
     "act_mlp": ("tensor",),
     "act_vocab": ("tensor",),
+    "act_experts": ("expert",),
+    "expert_batch": ("data", "fsdp"),
 }
 
 

@@ -95,14 +95,14 @@ def hidden_matrices(params: Any) -> Any:
     """For Muon: which axes of each weight are its input and which its output, None for AdamW.
 
     A kernel is an input and an output, of which one may be a pair of axes (`[D, H, h]`, and `[H, h, D]` for
-    the output of attention); an axis that a scan has put in front is a batch of matrices. Embedding, head and
-    vectors go to AdamW (Jordan et al. 2024).
+    the output of attention); an axis that a scan has put in front, and that of the experts of a mixture, is a
+    batch of matrices. Embedding, head and vectors go to AdamW (Jordan et al. 2024).
     """
 
     def axes(path: tuple[str, ...], leaf: Any) -> Any:
         if path[-1] != "kernel" or "head" in path:
             return None
-        lead = 1 if "layers" in path else 0
+        lead = (1 if "layers" in path else 0) + (1 if "experts" in path and "router" not in path else 0)
         rank = leaf.ndim - lead
         if rank == 2:
             return optax.contrib.MuonDimensionNumbers((lead,), (lead + 1,))

@@ -119,4 +119,6 @@ BARE = {
     "roberta-base": 124_645_632,
     "albert-base-v2": 11_683_584,
     "albert-xxlarge-v2": 222_595_584,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
 }

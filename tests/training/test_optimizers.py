@@ -82,6 +82,12 @@ def test_muon_sees_each_weight_as_input_times_output() -> None:
     )
     assert layers["attention"]["query"]["kernel"].output_axis == (2, 3)
     assert layers["attention"]["out"]["kernel"].reduction_axis == (1, 2)
+    # Of a mixture each expert is a matrix, its router one of the layer.
+    kernels = {"up": jnp.zeros((2, 4, 8, 16)), "router": jnp.zeros((2, 8, 4))}
+    experts = {name: {"kernel": kernel} for name, kernel in kernels.items()}
+    axes = hidden_matrices({"params": {"layers": {"experts": experts}}})["params"]["layers"]["experts"]
+    assert (axes["up"]["kernel"].reduction_axis, axes["up"]["kernel"].output_axis) == ((2,), (3,))
+    assert (axes["router"]["kernel"].reduction_axis, axes["router"]["kernel"].output_axis) == ((1,), (2,))
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "adafactor"])

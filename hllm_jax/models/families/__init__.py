@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PAGES = (
     "llama",
     "mistral",
+    "mixtral",
     "qwen2",
     "qwen3",
     "phi3",

@@ -186,6 +186,44 @@ class Each:
         return [self.part.write(array) for array in ours]
 
 
+@dataclasses.dataclass(frozen=True)
+class Batched(OneToOne):
+    """One tensor with our leading axis (experts), each entry of which has the form `part`."""
+
+    part: OneToOne
+
+    def shape(self, ours: Shape) -> Shape:
+        return (ours[0], *self.part.shape(ours[1:]))
+
+    def read(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
+        return np.stack([self.part.read(each, ours[1:]) for each in theirs])
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        return np.stack([self.part.write(each) for each in ours])
+
+
+@dataclasses.dataclass(frozen=True)
+class Separate:
+    """One tensor of the form `part` for each entry of our leading axis (experts), `{each}` in its name."""
+
+    part: OneToOne
+
+    def shapes(self, ours: Sequence[Shape], count: int) -> list[Shape]:
+        """See `Form`."""
+        assert len(ours) == 1
+        return [self.part.shape(ours[0][1:])] * count
+
+    def load(self, theirs: Sequence[np.ndarray], ours: Sequence[Shape]) -> list[np.ndarray]:
+        """See `Form`."""
+        return [np.stack([self.part.read(each, ours[0][1:]) for each in theirs])]
+
+    def save(self, ours: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+        """See `Form`."""
+        assert len(ours) == 1
+        assert len(ours[0]) == count
+        return [self.part.write(each) for each in ours[0]]
+
+
 def _unpaired(x: np.ndarray) -> np.ndarray:
     """Last axis from (2i, 2i+1) to (i, i + h/2)."""
     return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)

@@ -231,6 +231,7 @@ def refuse_unsaid(spec: StackConfig, said: StackConfig, name: str) -> None:
     also = {"head_dim": said.head_size, "mlp": said.mlp_size}
     # What training alone reads is not part of a published config, and no reason to refuse.
     free = {"mlp_multiple", "init", "init_std", "dropout", "attention_dropout", "mlp_dropout"}
+    free |= {f"experts.{name}" for name in ("capacity_factor", "load_balance", "router_z_loss")}
     lost = [
         f"{key} is {old!r}"
         for key, old, _ in diff(to_dict(spec) | sizes, to_dict(said) | also)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,7 +73,7 @@ class Row:
     """One correspondence; `{}` stands for the layer.
 
     Attributes:
-        theirs: published templates.
+        theirs: published templates; one with `{each}` stands for as many as our leading axis has entries.
         ours: templates of our paths in the unrolled model.
         form: how the ones hold the numbers of the others.
     """
@@ -81,10 +82,13 @@ class Row:
     ours: tuple[str, ...]
     form: Form
 
-    def at(self, layer: str) -> Row:
-        """The row with its layer filled in."""
+    def at(self, layer: str, entries: int = 0) -> Row:
+        """The row with its layer, and the entries of our leading axis, filled in."""
         theirs, ours = (tuple(t.replace("{}", layer) for t in side) for side in (self.theirs, self.ours))
-        return Row(theirs, ours, self.form)
+        each = (
+            [t.replace("{each}", str(i)) for i in range(entries)] if "{each}" in t else [t] for t in theirs
+        )
+        return Row(tuple(itertools.chain(*each)), ours, self.form)
 
 
 def row(theirs: str | Sequence[str], ours: str | Sequence[str], form: Form) -> Row:
@@ -116,19 +120,17 @@ class Table:
     copies: tuple[tuple[str, str], ...] = ()
     older: tuple[tuple[str, str], ...] = ()
 
-    def entries(self, paths: Iterable[str]) -> list[Row]:
-        """The filled-in rows that together give our paths, each once, in the order of the paths.
+    def entries(self, ours: Mapping[str, Shape]) -> list[Row]:
+        """The filled-in rows that together give parameters of these shapes, each once, in their order.
 
         Where several rows have a path, it is the first of those whose paths are all there.
 
         Raises:
             TensorsError: the format has no name for one of them.
         """
-        paths = list(paths)
-        known = set(paths)
         found: dict[tuple[str, ...], Row] = {}
-        for path in paths:
-            entry = self._entry(path, known)
+        for path in ours:
+            entry = self._entry(path, ours)
             found.setdefault(entry.ours, entry)
         return list(found.values())
 
@@ -186,22 +188,23 @@ class Table:
         Raises:
             TensorsError: a parameter that the format has no name for.
         """
-        for entry in self.entries(params):
+        for entry in self.entries({path: np.shape(array) for path, array in params.items()}):
             absent = [path for path in entry.ours if path not in params]
             if absent:
                 raise TensorsError(f"{entry.theirs[0]} needs the parameter {absent[0]}, which is not there")
             arrays = [np.asarray(params[path]) for path in entry.ours]
             yield from zip(entry.theirs, entry.form.save(arrays, len(entry.theirs)), strict=True)
 
-    def _entry(self, path: str, known: Set[str] = frozenset()) -> Row:
+    def _entry(self, path: str, ours: Mapping[str, Shape]) -> Row:
+        entries = ours[path][:1]
         fitting = [
-            candidate.at(layer)
+            candidate.at(layer, *entries)
             for candidate in self.rows
             for template in candidate.ours
             if (layer := _match(template, path)) is not None
         ]
         for entry in fitting:
-            if known >= set(entry.ours):
+            if ours.keys() >= set(entry.ours):
                 return entry
         if fitting:
             return fitting[0]
@@ -231,9 +234,9 @@ class Table:
                 return name.removesuffix(old) + new
         return name
 
-    def _check_tied(self, tensors: Tensors, entries: Iterable[Row]) -> None:
+    def _check_tied(self, tensors: Tensors, entries: Sequence[Row]) -> None:
         apart = {name for entry in entries for name in entry.theirs}
-        embedding = self._entry("embed/embedding").theirs[0]
+        embedding = next(e.theirs[0] for e in entries if "embed/embedding" in e.ours)
         for name in (name for name in self.tied if name in tensors.shapes and name not in apart):
             if not np.array_equal(tensors.read(name), tensors.read(embedding)):
                 raise TensorsError(
