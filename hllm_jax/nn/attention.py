@@ -30,6 +30,7 @@ class Case:
         dtype: name of the dtype of the queries.
         segmented: rows hold several documents or padding.
         causal, window, softcap: as in `attention`.
+        elsewhere: the keys are of another row, as long or not.
         prefixed, biased, dropout: whether `prefix`, `bias`, and a `dropout` above 0 were given.
     """
 
@@ -44,6 +45,7 @@ class Case:
     causal: bool
     window: int | None
     softcap: float | None
+    elsewhere: bool
     prefixed: bool
     biased: bool
     dropout: bool
@@ -292,6 +294,7 @@ def _case(
         causal=causal,
         window=window,
         softcap=softcap,
+        elsewhere=S != L or key_segment_ids is not None,
         prefixed=prefix is not None,
         biased=bias is not None,
         dropout=dropout is not None,
@@ -303,7 +306,7 @@ def unsupported(kernel: Kernel, case: Case) -> str | None:
     if kernel not in ("blocked", "cudnn"):
         return None
     given = {
-        "keys of another row": case.keys != case.length,
+        "keys of another row": case.elsewhere,
         "prefix": case.prefixed,
         "bias": case.biased,
         "dropout": case.dropout,

@@ -67,7 +67,10 @@ SEQ2SEQ = EncoderDecoderConfig(
     max_length=64,
     relative_buckets=8,
     relative_distance=16,
+    tie_embeddings=False,
     scale_logits=False,
+    init="normal",
+    init_std=0.4,
     decoder_start=0,
     stop_ids=(2,),
 )

@@ -1,4 +1,4 @@
-"""What a user of an encoder-decoder sees: greedy, sampled, searched, alone and in batches, text and ids."""
+"""What a user of an encoder-decoder sees: greedy, samples, beams, alone and in batches, text and ids."""
 
 from __future__ import annotations
 

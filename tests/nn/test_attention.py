@@ -96,6 +96,19 @@ def test_what_a_query_sees_where_attention_is_not_causal() -> None:
     np.testing.assert_allclose(np.asarray(looked)[ours != 0], expected[ours != 0], atol=2e-6)
 
 
+def test_another_row_of_the_same_length_keeps_its_own_documents() -> None:
+    q, k, v = draw()
+    theirs = np.asarray([[2, 2, 2, 1, 1, 1, 1, 1, 0], [0, 5, 5, 5, 5, 0, 0, 0, 0]], np.int32)
+    out = attention(
+        *map(jnp.asarray, (q, k, v)),
+        causal=False,
+        segment_ids=jnp.asarray(PACKED),
+        key_segment_ids=jnp.asarray(theirs),
+    )
+    mask = (PACKED[:, :, None] == theirs[:, None, :]) & (PACKED != 0)[:, :, None]
+    np.testing.assert_allclose(np.asarray(out)[PACKED != 0], formula(q, k, v, mask)[PACKED != 0], atol=2e-6)
+
+
 def test_a_prefix_is_seen_by_every_query_of_its_document() -> None:
     q, k, v = draw()
     prefix = np.asarray([[1, 1, 0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0, 0, 0]], np.int32)

@@ -39,8 +39,6 @@ def small(spec: Spec) -> dict[str, Any]:
     changes["attention_pattern"] = pattern if 2 % len(pattern) == 0 else ("full", "window")
     if getattr(spec, "embed_scale", None) is not None:
         changes["embed_scale"] = 8.0
-    if getattr(spec, "logit_scale", None) is not None:
-        changes["logit_scale"] = 1 / 8
     if getattr(spec, "decoder_start", None) is not None:
         changes["decoder_start"] = 0
     if getattr(spec, "decoder_layers", None) is not None:
