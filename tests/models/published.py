@@ -109,6 +109,8 @@ PARAMETERS = {
     "mt5-xxl": 12_921_057_280,
     "transformer-base": 63_082_496,
     "transformer-big": 214_245_376,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
 }
 
 #: `BertModel` and its like: the body and the pooler.
@@ -119,6 +121,4 @@ BARE = {
     "roberta-base": 124_645_632,
     "albert-base-v2": 11_683_584,
     "albert-xxlarge-v2": 222_595_584,
-    "mixtral-8x7b": 46_702_792_704,
-    "mixtral-8x22b": 140_620_634_112,
 }
