@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 #: Lengths that rows of `embed` are padded to; longer ones are multiples of the last.
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 
-#: Tokens of a batch of `embed`, padding included.
-BATCH_TOKENS = 2048
+#: Tokens of a batch of `embed`, padding included: two cores are busy with fewer, and more only pads more.
+BATCH_TOKENS = 1024
 
 
 class TextEncoder:

@@ -202,10 +202,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_model(fields: Any) -> Spec | None:
-
     try:
         return spec_from_dict(fields)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
 
 

@@ -12,7 +12,7 @@ import pytest
 from hllm_jax.config import to_dict
 from hllm_jax.data.config import DataConfig, SourceConfig
 from hllm_jax.models.config import ModelConfig
-from hllm_jax.models.spec import DecoderConfig
+from hllm_jax.models.spec import DecoderConfig, spec_to_dict
 from hllm_jax.report import (
     Comparison,
     Facts,
@@ -133,7 +133,7 @@ def test_what_the_newest_checkpoint_and_the_start_say(tmp_path: Path):
     for step in (20, 60):
         manifest = tmp_path / "checkpoints" / f"{step:08d}" / "manifest.json"
         manifest.parent.mkdir(parents=True)
-        manifest.write_text(json.dumps({"step": step, "facts": {"model": to_dict(model)}}), "utf-8")
+        manifest.write_text(json.dumps({"step": step, "facts": {"model": spec_to_dict(model)}}), "utf-8")
     start = {"time": "2026-11-24T02:45:00+0000", "host": "x", "step": 0}
     facts = {"device_kind": "cpu", "versions": {"jax": "0.10.2"}, "git": {"commit": "abc", "changed": True}}
     (tmp_path / "run.json").write_text(json.dumps({**facts, "starts": [start], "environment": {}}), "utf-8")
