@@ -95,7 +95,7 @@ def inspect(
     for row in range(min(rows, batch_size)):
         for side in sides(batch):
             parts += [
-                row_text(batch, row, tokenizer, side),
+                row_text(batch, row, tokenizer, side, getattr(objective, "kind", None) == "blank_infilling"),
                 token_table(batch, row, tokenizer, tokens, side),
             ]
         if "targets" not in batch or PAIR in batch:
@@ -105,8 +105,11 @@ def inspect(
     return Group(*parts)
 
 
-def row_text(batch: Batch, row: int, tokenizer: Tokenizer, side: Side) -> Text:
-    """A row as running text, coloured by what is trained and by segment: its targets, where it has any."""
+def row_text(batch: Batch, row: int, tokenizer: Tokenizer, side: Side, blanks: bool) -> Text:
+    """A row as running text, coloured by what is trained and by segment: its targets, where it has any.
+
+    With `blanks`, the corrupted text before them is shown as it is read: it has no targets.
+    """
     from rich.text import Text
 
     text = Text(f"row {row}{side.title and ', ' + side.title}: ", style="bold")
@@ -114,8 +117,6 @@ def row_text(batch: Batch, row: int, tokenizer: Tokenizer, side: Side) -> Text:
     shown, trained = side.array(batch, "tokens")[row], np.zeros(len(segments), bool)
     if side.predicts:
         trained = batch["weights"][row] > 0
-        # The corrupted text before the blanks has no targets.
-        blanks = batch["positions"].ndim == 3
         hidden = batch["prefix"][row] > 0 if blanks else np.zeros(len(segments), bool)
         shown = np.where(hidden, shown, batch["targets"][row])
     fields = (shown, trained, segments)

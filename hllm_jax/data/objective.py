@@ -102,12 +102,15 @@ class BlankInfillingConfig:
         mean_span: mean of the Poisson distribution of span lengths.
         sentence: share of the texts that lose whole sentences instead of spans.
         document: share of the texts that lose their end, half of the text to all of it.
+        positions: `pairs`: place of the mask, and place in the span (GLM of 2021; the model needs a table for
+            each). `single`: places in the row, for any decoder (GLM-130B: Zeng et al. 2022, section 2.1).
     """
 
     share: float = 0.15
     mean_span: float = 3.0
     sentence: float = 0.0
     document: float = 0.0
+    positions: Literal["pairs", "single"] = "pairs"
 
     def __post_init__(self) -> None:
         Invalid.check(

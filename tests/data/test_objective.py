@@ -37,14 +37,21 @@ def problems(tmp_path: Path, model: str, objective: str, *overrides: str) -> lis
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_objective_has_a_kind_of_model(tmp_path: Path, kind: str) -> None:
     models = {"decoder": DECODER, "encoder": ENCODER + "}", "encoder_decoder": BOTH}
+    more = ", blank_infilling: {positions: single}" if kind == "blank_infilling" else ""
     for name, model in models.items():
-        found = problems(tmp_path, model, f"{{kind: {kind}}}")
+        found = problems(tmp_path, model, f"{{kind: {kind}{more}}}")
         if name == MODELS[kind]:
             assert found == []
         else:
             ((key, message),) = found
             assert key == "objective.kind"
             assert f"{kind} is for models of the kind {MODELS[kind]}, and this one is" in message
+
+
+def test_pairs_of_positions_need_a_model_that_has_them(tmp_path: Path) -> None:
+    ((key, message),) = problems(tmp_path, DECODER, "{kind: blank_infilling}")
+    assert key == "objective.blank_infilling.positions"
+    assert message.endswith("this one's are rope: choose single")
 
 
 def test_settings_of_another_kind_are_refused(tmp_path: Path) -> None:

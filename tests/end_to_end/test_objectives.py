@@ -29,6 +29,15 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
             "train.accumulation": "2",
         },
     ),
+    "blank_infilling": (
+        "decoder",
+        {
+            "objective.blank_infilling.positions": "single",
+            "objective.blank_infilling.document": "0.3",
+            "tokenizer.mask_token": "true",
+            "tokenizer.special_tokens": "['[gMASK]', '<|startofpiece|>', '<|endofpiece|>']",
+        },
+    ),
     "span_corruption": ("encoder_decoder", {"tokenizer.sentinels": "8"}),
     "seq2seq": ("encoder_decoder", {"objective.seq2seq.target_length": "32"}),
 }

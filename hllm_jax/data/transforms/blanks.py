@@ -155,20 +155,20 @@ def fill_in(
 
 
 class BlankRows:
-    """Rows of blank infilling (`PrefixBatch` with positions [B, L, 2]). Every piece of a document is a
-    segment.
+    """Rows of blank infilling (`PrefixBatch`). Every piece of a document is a segment.
 
     Args:
         length: L.
         ids: special tokens.
         shares: how much is blanked.
+        pairs: positions are [B, L, 2] as in `fill_in`; else [B, L], places in the segment.
     """
 
     overlap = 0
     passes: int | None = None
 
-    def __init__(self, length: int, ids: BlankIds, shares: BlankShares) -> None:
-        self.length, self.ids, self.shares = length, ids, shares
+    def __init__(self, length: int, ids: BlankIds, shares: BlankShares, pairs: bool = True) -> None:
+        self.length, self.ids, self.shares, self.pairs = length, ids, shares, pairs
         self.form = Tokenization(special=False, sentences=shares.sentence > 0)
         counts = np.arange(1, length + 1)
         fitting = counts[self.size(counts) <= length]
@@ -189,7 +189,8 @@ class BlankRows:
         """A batch of so many rows of padding."""
         names = ("tokens", "targets", "weights", "segment_ids", "prefix")
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (self.length,))
-        return blank(rows, shapes | {"positions": (self.length, 2)}, self.ids.pad)
+        places = (self.length, 2) if self.pairs else (self.length,)
+        return blank(rows, shapes | {"positions": places}, self.ids.pad)
 
     def write(self, batch: Batch, line: int, pieces: Sequence[Piece]) -> None:
         """Fill a row."""
@@ -197,6 +198,8 @@ class BlankRows:
         for number, piece in enumerate(pieces, start=1):
             filled = self.fill(piece)
             end = at + len(filled["tokens"])
+            if not self.pairs:
+                filled["positions"] = np.arange(end - at)
             for name, values in filled.items():
                 batch[name][line, at:end] = values
             batch["segment_ids"][line, at:end] = number

@@ -90,7 +90,7 @@ def blank_infilling(settings: BlankInfillingConfig, tokenizer: Tokenizer, length
     """GLM."""
     ids = blank_ids(tokenizer, settings.sentence > 0, settings.document > 0)
     shares = BlankShares(settings.share, settings.mean_span, settings.sentence, settings.document)
-    return BlankRows(length, ids, shares)
+    return BlankRows(length, ids, shares, settings.positions == "pairs")
 
 
 def seq2seq(settings: Seq2SeqConfig, tokenizer: Tokenizer, length: int, start: int | None) -> Transform:

@@ -174,6 +174,19 @@ def test_rows(tmp_path: Path) -> None:
         assert not batch["weights"][unused].any()
 
 
+def test_single_positions_are_places_in_the_segment(tmp_path: Path) -> None:
+    pairs = batches_of(tmp_path, "blank_infilling")
+    single = batches_of(tmp_path, "blank_infilling", positions="single")
+    for n in range(len(single)):
+        a, b = pairs[n], single[n]
+        assert all((a[name] == b[name]).all() for name in a if name != "positions")
+        assert b["positions"].shape == (8, 64)
+        for row in range(8):
+            for number in range(1, int(b["segment_ids"][row].max()) + 1):
+                places = b["positions"][row][b["segment_ids"][row] == number]
+                assert (places == np.arange(len(places))).all()
+
+
 def test_spans_are_shuffled(tmp_path: Path) -> None:
     rising = falling = 0
     for row in rows_of(batches_of(tmp_path, "blank_infilling", texts(200), length=200)):
