@@ -279,7 +279,7 @@ def schedule_problem(schedule: ScheduleConfig, steps: int) -> tuple[str, str] | 
     """Field and message if the phases of a schedule do not fit into so many updates."""
     last, warmup = steps - 1, warmup_updates(schedule, steps)
     if schedule.kind in ("noam", "inverse_sqrt"):
-        if warmup < 1:
+        if warmup < 1 and schedule.warmup > 0:
             return "warmup", f"{schedule.warmup} of {steps} updates is none: at least one is needed"
         return None  # they do not depend on the last update, and a short run is the beginning of a long one
     if steps > 1 and warmup > last:

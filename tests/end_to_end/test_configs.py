@@ -28,7 +28,7 @@ SMALL = {
     "train.sequence_length": "32",
     "train.accumulation": "1",
     "eval.batches": "1",
-    "schedule.warmup": "0",
+    "schedule.warmup": "1",
     "model.dtype": "float32",
     "mesh": "{}",
 }
