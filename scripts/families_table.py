@@ -63,7 +63,7 @@ def main() -> None:
                 loss, unigram = learn(mine[0].spec, Path(folder))
             learned = f"{loss:.2f} ({unigram:.2f})"
         about = (page.__doc__ or "").splitlines()[0].rstrip(".")
-        counted = sum(page.PRESETS[preset].parameters() == PARAMETERS[preset] for preset in page.PRESETS)
+        counted = sum(page.PRESETS[preset].parameters() == PARAMETERS.get(preset) for preset in page.PRESETS)
         files = "HF" + (", GGUF" if getattr(page, "GGUF_ARCHITECTURES", ()) else "")
         rows.append(
             f"| {name} | {about} | {counted} of {len(page.PRESETS)} | {len(mine)} | {shown(mine, logits)} | "

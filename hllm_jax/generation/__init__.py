@@ -4,6 +4,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from hllm_jax.generation.engine import Engine as Engine
+    from hllm_jax.generation.filling import infill as infill
     from hllm_jax.generation.language_model import LanguageModel as LanguageModel
     from hllm_jax.generation.request import Completion as Completion
     from hllm_jax.generation.request import Delta as Delta

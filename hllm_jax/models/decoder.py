@@ -37,8 +37,10 @@ class Decoder(nn.Module):
         c, e = self.config, self.execution.resolve()
         kinds = dtypes(e)
         self.embed = Embed(c.vocab_size, c.embed, c.embedding_std(c.embed_scale), **kinds)
-        if c.position == "learned":
+        if c.position in ("learned", "learned_2d"):
             self.position = Table(c.max_length, c.embed, c.embedding_std(), **kinds)
+        if c.position == "learned_2d":
+            self.span_position = Table(c.max_length, c.embed, c.embedding_std(), **kinds)
         if c.position == "relative":
             self.relative = RelativeBias(
                 c.heads,
@@ -82,7 +84,9 @@ class Decoder(nn.Module):
             segment_ids: int `[B, L]`: documents of packed rows, 0 = padding (either side). None: a row is
                 one document. With a cache only 0 and not 0 are told apart: a row is one document.
             positions: int `[B, L]`, below `max_length` (the caller checks: values are not known while
-                tracing). None: from 0 in each document, or the cache's slots.
+                tracing). None: from 0 in each document, or the cache's slots. Two-dimensional ones are int
+                `[B, L, 2]`: the place in the text with its blanks, and in the span that fills a blank, from
+                1, which is 0 in the text itself; that is what None means.
             cache: keys and values of the tokens before; the new ones are appended in place of nothing:
                 `lengths + L` must not exceed its capacity (the caller checks; what does not fit is lost).
             deterministic: no dropout; otherwise `rngs={"dropout": key}` is needed.
@@ -109,26 +113,33 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         """As `__call__` without the head: the (normalised) last hidden state `[B, L, D]`, and the cache."""
         c = self.config
-        check_inputs(c.max_length, tokens, segment_ids=segment_ids, positions=positions)
+        two = c.position == "learned_2d"
+        if two and positions is not None and positions.shape != (*tokens.shape, 2):
+            raise ValueError(
+                f"positions must be [B, L, 2] for tokens {tokens.shape}, got {positions.shape}: this model "
+                "has a place in the text and one in the span"
+            )
+        flat = positions[..., 0] if two and positions is not None else positions
+        check_inputs(c.max_length, tokens, segment_ids=segment_ids, positions=flat)
         check_cache(tokens, cache, self.execution.scan_layers)
         slots, lengths = cache.slots(tokens, segment_ids) if cache is not None else (None, None)
-        if positions is None:
-            positions = (
-                jnp.maximum(slots, 0) if slots is not None else restarting_positions(tokens, segment_ids)
-            )
+        if flat is None:
+            flat = jnp.maximum(slots, 0) if slots is not None else restarting_positions(tokens, segment_ids)
         x = self.embed(tokens)
         if c.embed_scale is not None:
             x = x * jnp.asarray(c.embed_scale, x.dtype)
-        if c.position == "learned":
-            x = x + self.position(positions)
+        if c.position in ("learned", "learned_2d"):
+            x = x + self.position(flat)
         elif c.position == "sinusoidal":
-            x = x + sinusoids(positions, c.embed).astype(x.dtype)
+            x = x + sinusoids(flat, c.embed).astype(x.dtype)
+        if two:
+            x = x + self.span_position(jnp.zeros_like(flat) if positions is None else positions[..., 1])
         x = self.dropout(constrain(x, "batch", "length", "act_embed"), deterministic)
         bias = None
         if c.position == "relative":
             places = jnp.arange(tokens.shape[1] if cache is None else cache.capacity, dtype=jnp.int32)[None]
             bias = self.relative(places if slots is None else slots, places)
-        context = Context(rope=rope_of(c, positions), segment_ids=segment_ids, prefix=prefix, bias=bias)
+        context = Context(rope=rope_of(c, flat), segment_ids=segment_ids, prefix=prefix, bias=bias)
         layers = self.shared_layer if c.shared_layers else self.layers
         x, cache = apply_layers(layers, c, x, context, cache, slots, deterministic)
         if cache is not None:

@@ -35,7 +35,8 @@ class StackConfig:
         norm, norm_eps: root mean square or mean and variance, and what is added under the root.
         norm_placement: `"pre"` x + f(norm(x)), `"post"` norm(x + f(x)), `"sandwich"` x + norm'(f(norm(x))).
         position: how a layer knows where tokens are: rotated queries and keys, a learned table or sinusoids
-            added to the embedding, a learned bias of the scores, or not at all.
+            added to the embedding, a learned bias of the scores, or not at all. `"learned_2d"` (decoders) is
+            two tables: the place in the text, and in the span that fills a blank of it (GLM).
         rope_theta, rope_pairing, rope_scaling: base of the frequencies, see `apply_rope`, `RopeScaling`.
         rope_fraction: share of each head's coordinates that turn.
         relative_buckets, relative_distance: see `RelativeBias`.
@@ -68,7 +69,7 @@ class StackConfig:
     norm: Norm = "rms"
     norm_eps: float = 1e-5
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
-    position: Literal["rope", "learned", "sinusoidal", "relative", "none"] = "rope"
+    position: Literal["rope", "learned", "learned_2d", "sinusoidal", "relative", "none"] = "rope"
     rope_theta: float = 10000.0
     rope_pairing: Pairing = "half"
     rope_fraction: float = 1.0
@@ -272,7 +273,8 @@ class StackConfig:
 
     def position_parameters(self) -> int:
         """Parameters of a learned table of positions."""
-        return self.max_length * self.embed if self.position == "learned" else 0
+        tables = {"learned": 1, "learned_2d": 2}.get(self.position, 0)
+        return tables * self.max_length * self.embed
 
     def attention_flops(self, length: int, keys: float | None = None) -> float:
         """Training FLOPs per token of scores and mixing in all layers: `12 · heads · head_dim · keys` each.

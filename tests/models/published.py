@@ -113,6 +113,16 @@ PARAMETERS = {
     "mixtral-8x22b": 140_620_634_112,
 }
 
+#: GLM of 2022, which `transformers` has no class of: by the arithmetic in tests/models/families/test_glm.py.
+WITHOUT_CLASS = {
+    "glm-base": 109_338_624,
+    "glm-large": 334_688_256,
+    "glm-large-chinese": 355_659_776,
+    "glm-roberta-large": 354_873_344,
+    "glm-10b": 9_880_682_496,
+    "glm-10b-chinese": 9_879_633_920,
+}
+
 #: `BertModel` and its like: the body and the pooler.
 BARE = {
     "bert-base-uncased": 109_482_240,

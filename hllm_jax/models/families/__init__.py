@@ -26,6 +26,7 @@ PAGES = (
     "gemma2",
     "glm4",
     "chatglm",
+    "glm",
     "bert",
     "roberta",
     "albert",

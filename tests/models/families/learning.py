@@ -25,6 +25,11 @@ OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "decoder": ({"kind": "causal"}, {}),
     "encoder": ({"kind": "masked_lm", "masked_lm": {"whole_words": "pieces"}}, {"kind": "wordpiece"}),
     "encoder_decoder": ({"kind": "span_corruption"}, {"sentinels": 32}),
+    # Decoders whose positions are two numbers.
+    "learned_2d": (
+        {"kind": "blank_infilling"},
+        {"mask_token": True, "special_tokens": ["<|startofpiece|>", "<|endofpiece|>"]},
+    ),
 }
 
 
@@ -50,7 +55,8 @@ def small(spec: Spec) -> dict[str, Any]:
 
 def learn(spec: Spec, folder: Path) -> tuple[float, float]:
     """Held-out loss of the family after 200 steps, and of a unigram model of the same targets, in nats."""
-    objective, tokenizer = OBJECTIVES[spec.architecture]
+    kind = spec.position if spec.position in OBJECTIVES else spec.architecture
+    objective, tokenizer = OBJECTIVES[kind]
     asked = {
         "recipe": "pretrain",
         "run": {"dir": str(folder / "run")},
