@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from hllm_jax.models.families import llama_like
 from hllm_jax.models.families.forms import Each, Matrix, Same
 from hllm_jax.models.families.published import ACTIVATIONS, Keys, activation_to_hf, refuse_unsaid
-from hllm_jax.models.families.table import Row, Table, row
+from hllm_jax.models.families.table import Arrays, Row, Table, Tensors, row
 from hllm_jax.models.spec import EncoderDecoderConfig
 
 HF_TYPES = ("t5", "mt5")
@@ -213,8 +216,8 @@ def to_hf(spec: EncoderDecoderConfig) -> dict[str, Any]:
     return published
 
 
-def from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> EncoderDecoderConfig:
-    """GGUF metadata (keys `t5.*`) to our spec; `shapes` are those of the tensors.
+def from_gguf(metadata: Mapping[str, Any], tensors: Tensors) -> EncoderDecoderConfig:
+    """GGUF metadata (keys `t5.*`) to our spec; the names of the tensors say what is gated and tied.
 
     llama.cpp does not scale the logits of T5 1.0. They are scaled here, as its authors do.
 
@@ -224,6 +227,7 @@ def from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     keys = Keys(metadata, prefix="t5.", where="the GGUF file")
     layers, heads, embed = (keys.take(k) for k in ("block_count", "attention.head_count", "embedding_length"))
     decoder_layers = keys.take("decoder_block_count", layers)
+    shapes = tensors.shapes
     gated, tied = "enc.blk.0.ffn_gate.weight" in shapes, "output.weight" not in shapes
     end = metadata.get("tokenizer.ggml.eos_token_id", 1)
     keys.only("attention.head_count_kv", heads)
@@ -237,8 +241,7 @@ def from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         head_dim=keys.take("attention.key_length", embed // max(heads, 1)),
         mlp=keys.take("feed_forward_length"),
         max_length=keys.take("context_length", MAX_LENGTH["t5"]),
-        # The file holds float32; the shortest decimal that means the same float32 is what was written there.
-        norm_eps=float(f"{keys.take('attention.layer_norm_rms_epsilon', 1e-6):.7g}"),
+        norm_eps=llama_like.single(keys.take("attention.layer_norm_rms_epsilon", 1e-6)),
         relative_buckets=keys.take("attention.relative_buckets_count", 32),
         activation="gelu_tanh" if gated else "relu",
         gated=gated,
@@ -271,8 +274,10 @@ def to_gguf(spec: EncoderDecoderConfig) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
     }
     metadata = {f"t5.{key}": value for key, value in values.items()}
-    shapes: dict[str, tuple[int, ...]] = {} if spec.tie_embeddings else {"output.weight": ()}
-    shapes |= {"enc.blk.0.ffn_gate.weight": ()} if spec.gated else {}
+    names = [] if spec.tie_embeddings else ["output.weight"]
+    names += ["enc.blk.0.ffn_gate.weight"] if spec.gated else []
+    told = Arrays("the GGUF file", {name: np.empty(0, np.float32) for name in names})
+    # What ends a text is the tokenizer's part of the file.
     end = {"tokenizer.ggml.eos_token_id": spec.stop_ids[0]}
-    refuse_unsaid(spec, from_gguf(metadata | end, shapes), "llama.cpp's t5")
+    refuse_unsaid(spec, from_gguf(metadata | end, told), "llama.cpp's t5")
     return metadata
