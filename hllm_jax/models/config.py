@@ -61,7 +61,8 @@ class ModelConfig:
         preset: a published size by name, with fresh weights.
         decoder, encoder, encoder_decoder: an architecture spelled out, with fresh weights.
         max_length: replaces the architecture's, if given.
-        dropout: replaces the architecture's, if given.
+        dropout: replaces the architecture's, if given; those inside attention and feed-forward networks too,
+            where the architecture has them.
         dtype, param_dtype, scan_layers, remat, attention: see `Execution`.
     """
 
@@ -126,8 +127,6 @@ class ModelConfig:
         changes: dict[str, int | float] = {}
         if self.max_length is not None:
             changes["max_length"] = self.max_length
-        if self.dropout is not None:
-            changes["dropout"] = self.dropout
         if self.load is not None:
             if loaded is None:
                 raise ValueError(
@@ -138,7 +137,7 @@ class ModelConfig:
                     f"the tokenizer has {vocab_size} ids, {self.load} has {loaded.vocab_size} embeddings: "
                     "use the tokenizer that belongs to the model"
                 )
-            return dataclasses.replace(loaded, **changes)  # pyrefly: ignore
+            return dataclasses.replace(self._dropped(loaded), **changes)  # pyrefly: ignore
         if self.preset is not None:
             from hllm_jax.models.families import presets
 
@@ -147,7 +146,14 @@ class ModelConfig:
             (spec,) = (given for f in SPELLED if (given := getattr(self, f)) is not None)
         if vocab_size is not None:
             changes["vocab_size"] = vocab_size
-        return dataclasses.replace(spec, **changes)  # pyrefly: ignore
+        return dataclasses.replace(self._dropped(spec), **changes)  # pyrefly: ignore
+
+    def _dropped(self, spec: Spec) -> Spec:
+        """The architecture with this section's dropout."""
+        if self.dropout is None:
+            return spec
+        inner = [name for name in ("attention_dropout", "mlp_dropout") if getattr(spec, name) > 0]
+        return dataclasses.replace(spec, **dict.fromkeys(("dropout", *inner), self.dropout))
 
     def build(self, vocab_size: int | None = None, loaded: Spec | None = None) -> Model:
         """The Linen module, without parameters; arguments as in `spec`."""
