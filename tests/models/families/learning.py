@@ -73,7 +73,7 @@ def learn(
         "model": {spec.architecture: small(spec)},
         "tokenizer": {"vocab_size": VOCABULARY, **tokenizer},
         "objective": objective,
-        "data": {"sources": list(sources), "holdout": 0.05},
+        "data": {"sources": list(sources)},
         "optimizer": {"weight_decay": 0.0},
         "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 20},
         "train": {"steps": STEPS, "batch_size": ROWS, "sequence_length": LENGTH},
