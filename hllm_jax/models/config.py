@@ -153,7 +153,8 @@ class ModelConfig:
         if self.dropout is None:
             return spec
         inner = [name for name in ("attention_dropout", "mlp_dropout") if getattr(spec, name) > 0]
-        return dataclasses.replace(spec, **dict.fromkeys(("dropout", *inner), self.dropout))
+        changes = dict.fromkeys(("dropout", *inner), self.dropout)
+        return dataclasses.replace(spec, **changes)  # pyrefly: ignore
 
     def build(self, vocab_size: int | None = None, loaded: Spec | None = None) -> Model:
         """The Linen module, without parameters; arguments as in `spec`."""

@@ -17,8 +17,9 @@ from tests.models.families.contract import Case, recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
-# T5 with its head tied and scaled, T5 with a head of its own, and Marian.
-CASES = [case for case in recorded() if repr(case) in ("t5-v1", "t5-v1_1", "transformer-swish")]
+# T5 with its head tied and scaled, one with a head of its own, and Marian. (`generate` of transformers fails
+# where a decoder has more layers than its encoder.)
+CASES = [case for case in recorded() if repr(case) in ("t5-v1", "t5-mt5", "transformer-relu")]
 
 pytestmark = [
     pytest.mark.peers,
