@@ -401,6 +401,7 @@ class EncoderConfig(StackConfig):
                 "a sequence's head reads the pooler, or a dense layer of its own: set pooler or task.dense",
             ),
             (self.window is not None, "window", "an encoder sees its whole document: leave it out"),
+            (self.init != "normal", "init", f"{self.init} is not done for the tables of an encoder"),
         ]
         found = super().problems() + _table_problems(self.vocab_size)
         return found + [(field, message) for wrong, field, message in checks if wrong]
