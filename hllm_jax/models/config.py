@@ -38,12 +38,12 @@ class Execution:
     attention: Kernel = "auto"
 
     def resolve(self) -> Execution:
-        """The same with `dtype` decided for the default backend (this starts the backend)."""
+        """The same with `dtype` decided for the platform it is traced for (this may start the backend)."""
         if self.dtype != "auto":
             return self
-        import jax
+        from hllm_jax.nn.target import target_platform
 
-        dtype: Dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype: Dtype = "float32" if target_platform() == "cpu" else "bfloat16"
         return dataclasses.replace(self, dtype=dtype)
 
 

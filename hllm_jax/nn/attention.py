@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from hllm_jax.nn.config import Kernel
+from hllm_jax.nn.target import target_platform
 
 log = logging.getLogger(__name__)
 
@@ -318,8 +319,8 @@ def unsupported(kernel: Kernel, case: Case) -> str | None:
 
 
 def _cudnn_unsupported(case: Case) -> str | None:
-    if jax.default_backend() != "gpu":
-        return f"cuDNN needs an NVIDIA GPU, the default backend is {jax.default_backend()}"
+    if target_platform() != "gpu":
+        return f"cuDNN needs an NVIDIA GPU, this program is for {target_platform()}"
     if case.dtype not in ("bfloat16", "float16"):
         return f"cuDNN attention takes bfloat16 or float16, not {case.dtype}"
     if case.softcap is not None:
@@ -335,7 +336,7 @@ def _choose(kernel: Kernel, case: Case) -> Kernel:
         if reason:
             raise ValueError(f"attention kernel {kernel!r} cannot do this: {reason}; use 'auto' or 'plain'")
         return kernel
-    preferred: Kernel | None = {"cpu": "blocked", "gpu": "cudnn"}.get(jax.default_backend())  # type: ignore
+    preferred: Kernel | None = {"cpu": "blocked", "gpu": "cudnn"}.get(target_platform())  # type: ignore
     if preferred is None:
         return "plain"
     reason = unsupported(preferred, case)

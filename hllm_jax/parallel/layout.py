@@ -15,6 +15,7 @@ from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hllm_jax.models.layout import init_variables
+from hllm_jax.nn.target import compiling_for
 from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
 from hllm_jax.parallel.state import (
     Predicate,
@@ -218,12 +219,16 @@ class Layout:
 
     @contextlib.contextmanager
     def activations(self) -> Generator[None]:
-        """While tracing a model in here, `with_logical_constraint` means this mesh and these rules."""
-        if self.mesh.size == 1:
-            yield
-            return
-        table = [(name, axes) for name, axes in self.rules.activations.items()]
-        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh), nn.logical_axis_rules(table):
+        """While tracing a model in here, `with_logical_constraint` means this mesh and these rules.
+
+        The program is for the platform of the mesh, which need not be that of this process.
+        """
+        with contextlib.ExitStack() as entered:
+            entered.enter_context(compiling_for(self.mesh.devices.flat[0].platform))
+            if self.mesh.size > 1:
+                table = [(name, axes) for name, axes in self.rules.activations.items()]
+                entered.enter_context(jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh))
+                entered.enter_context(nn.logical_axis_rules(table))
             yield
 
     # -- inside ---------------------------------------------------------------------------------------------
