@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hllm_jax.nn.config import Pairing, RopeScaling
+from hllm_jax.nn.target import target_platform
 
 
 def rope_frequencies(dims: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
@@ -49,7 +50,16 @@ def rope_angles(
     """
     frequencies = rope_frequencies(dims, theta, scaling)
     angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    if target_platform() != "cpu":
+        return jnp.cos(angles), jnp.sin(angles)
+
+    # XLA on CPU holds cosines for cheap and computes them anew in each product, for every head and layer.
+    # It fuses nothing into what a loop returns.
+    def one(which: jax.Array) -> jax.Array:
+        return jax.lax.cond(which == 0, jnp.cos, jnp.sin, angles)
+
+    both = jax.lax.map(one, jnp.arange(2))
+    return both[0], both[1]
 
 
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array, pairing: Pairing) -> jax.Array:
