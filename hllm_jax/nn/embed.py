@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hllm_jax.nn.axes import parameter
-from hllm_jax.nn.linear import product
+from hllm_jax.nn.linear import table_product
 
 
 class Embed(nn.Module):
@@ -31,4 +31,4 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[B, L, D]` -> float32 logits `[B, L, V]`, multiplied in `dtype`, summed in float32."""
-        return product(x.astype(self.dtype), self.embedding.astype(self.dtype).T, jnp.float32)
+        return table_product(x.astype(self.dtype), self.embedding.astype(self.dtype), jnp.float32)

@@ -1,0 +1,69 @@
+"""A program follows the platform it is traced for, which need not be the one that traces it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hllm_jax.models import Execution
+from hllm_jax.nn import Embed, Linear, rope_angles
+from hllm_jax.nn.attention import attention
+from hllm_jax.nn.target import compiling_for, target_platform
+
+
+def test_the_default_is_the_backend_of_the_process() -> None:
+    assert target_platform() == jax.default_backend()
+    with compiling_for("tpu"):
+        assert target_platform() == "tpu"
+        with compiling_for("gpu"):
+            assert target_platform() == "gpu"
+        assert target_platform() == "tpu"
+    assert target_platform() == jax.default_backend()
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
+def test_the_default_dtype_is_that_of_the_target(platform: str, dtype: str) -> None:
+    with compiling_for(platform):
+        assert Execution().resolve() == dataclasses.replace(Execution(), dtype=dtype)
+
+
+def test_leading_axes_stay_apart_where_each_may_be_sharded() -> None:
+    linear, x = Linear((8,), (4,), ("embed", "mlp")), jnp.ones((2, 3, 8))
+    variables = linear.init(jax.random.key(0), x)
+    for platform, shape in (("cpu", "f32[6,4]"), ("tpu", "f32[2,3,4]")):
+        with compiling_for(platform):
+            program = str(jax.make_jaxpr(lambda x: linear.apply(variables, x))(x))
+        assert f"{shape} = dot_general" in program, platform
+
+
+def test_a_kernel_is_chosen_for_the_target() -> None:
+    q = jnp.ones((1, 16, 2, 8))
+    with compiling_for("tpu"):
+        plain = str(jax.make_jaxpr(lambda q: attention(q, q, q))(q))
+    blocked = str(jax.make_jaxpr(lambda q: attention(q, q, q))(q))
+    assert "custom_vjp" in blocked
+    assert "custom_vjp" not in plain
+
+
+def test_what_is_done_for_a_cpu_computes_the_same() -> None:
+    """Cosines in a loop; the table of the head on the left, in parts."""
+    rng = np.random.default_rng(0)
+    positions = jnp.asarray(rng.integers(0, 100, (2, 7)), jnp.int32)
+    embed = Embed(10, 6)
+    variables = embed.init(jax.random.key(0), positions[:, :1])
+    x = jnp.asarray(rng.normal(size=(2, 7, 6)), jnp.float32)
+    results = []
+    for platform in ("cpu", "tpu"):
+        with compiling_for(platform):
+            logits = embed.apply(variables, x, method="attend")
+            results.append((*rope_angles(positions, 8, 1e4), logits))
+    for cpu, other in zip(*results, strict=True):
+        np.testing.assert_allclose(cpu, other, atol=1e-6)
+    table = np.asarray(variables["params"]["embedding"].value, np.float64)
+    np.testing.assert_allclose(results[0][2], np.asarray(x, np.float64) @ table.T, atol=1e-6)
