@@ -19,6 +19,7 @@ from hllm_jax.parallel.state import TrainState
 from hllm_jax.training.config import TrainConfig
 from hllm_jax.training.hooks import Hook, Moment, close_all
 from hllm_jax.training.metrics import dumps, peak_flops, peak_memory
+from hllm_jax.training.platform import keep_memory
 from hllm_jax.training.progress import ProgressLine
 from hllm_jax.training.run import Run
 from hllm_jax.training.step import Metrics, TrainStep
@@ -84,6 +85,7 @@ def train(
             begin = time.perf_counter()
             peak = step.compile(state, ahead)
             seconds = time.perf_counter() - begin
+            keep_memory()
             run.say(f"compiled in {seconds:.1f} s" + (f", {peak / 1e9:.2f} GB a device" if peak else ""))
             loop.begin()
             for n in range(start, steps):
