@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -101,11 +100,6 @@ def alternate(
         "ratio": round(statistics.median(ratios), 2) if ratios else None,
         "pairs": len(measured),
     }
-
-
-def peak_memory() -> int:
-    """Most memory that this process has held so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def show(result: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from hllm_jax import data
 from hllm_jax.tokenizers import TokenizerConfig
+from hllm_jax.training.metrics import peak_resident
 
 ROOT = Path(__file__).parents[2]
 PEER = ROOT / ".venv-peers" / "bin" / "python"
@@ -155,7 +155,7 @@ def main() -> None:
             "first fit": round(chat_batches.stats["fill"], 4),
         },
         "peer is": "transformers in .venv-peers" if peers["tokenize"] else "not there (make peers)",
-        "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "memory_mb": round((peak_resident() or 0) / 2**20),
     }
     json.dump(result, sys.stdout, indent=2)
     print()

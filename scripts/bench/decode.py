@@ -19,6 +19,7 @@ CORES = common.two_cores()
 import hllm_jax  # noqa: E402 (after the number of cores is set)
 from hllm_jax.generation import Engine, Request, Sampling  # noqa: E402
 from hllm_jax.interop import resolve  # noqa: E402
+from hllm_jax.training.metrics import peak_resident  # noqa: E402
 
 MODEL = "smollm2-135m-instruct"
 PROMPT_TOKENS, TOKENS, PAIRS = 32, 128, 5
@@ -80,7 +81,7 @@ def main() -> None:
         result[name] = {**measured, "first request, seconds": round(compiling, 1)}
         if name == "one":
             result |= {key: measured[key] for key in ("ours", "peer", "ratio")}
-    memory["ours"] = common.peak_memory()
+    memory["ours"] = peak_resident()
     result["memory"] = memory
     result["loading, seconds"] = round(loading, 1)
     result["against"] = "transformers generate in .venv-peers" if peer else "nothing (make peers)"

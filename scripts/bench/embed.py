@@ -23,6 +23,7 @@ from hllm_jax import data  # noqa: E402
 from hllm_jax.generation.load import load  # noqa: E402
 from hllm_jax.generation.text_encoder import TextEncoder  # noqa: E402
 from hllm_jax.interop import resolve  # noqa: E402
+from hllm_jax.training.metrics import peak_resident  # noqa: E402
 
 MODEL = "all-minilm-l6-v2"
 PAIRS = 7
@@ -67,7 +68,7 @@ def main() -> None:
     if peer:
         theirs()
     measured = common.alternate(ours, theirs if peer else None, PAIRS)
-    memory["ours"] = common.peak_memory()
+    memory["ours"] = peak_resident()
     result: dict[str, object] = {"unit": "sentences/s", **measured}
     if peer:
         result["largest difference"] = float(np.abs(said["ours"] - said["peer"]).max())

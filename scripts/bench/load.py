@@ -22,15 +22,16 @@ from hllm_jax.interop import resolve  # noqa: E402 (after the number of cores is
 MODEL, PAIRS = "smollm2-135m-instruct", 3
 
 OURS = """
-import json, sys, time, resource
+import json, sys, time
 import jax
 from hllm_jax.generation.load import load
+from hllm_jax.training.metrics import peak_resident
 import hllm_jax.tokenizers.gguf, hllm_jax.training.pretrained
 start = time.perf_counter()
 model = load(sys.argv[1], dtype="float32")
 jax.block_until_ready(model.variables)
 loaded = time.perf_counter()
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+memory = peak_resident()
 model.generate("What is the capital of France?", max_tokens=1, temperature=0.0)
 print(json.dumps({"seconds": loaded - start, "first": time.perf_counter() - start, "memory": memory}))
 """

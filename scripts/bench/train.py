@@ -29,7 +29,7 @@ from hllm_jax.training import (  # noqa: E402
     make_optimizer,
     make_train_step,
 )
-from hllm_jax.training.metrics import measured_peak  # noqa: E402
+from hllm_jax.training.metrics import measured_peak, peak_resident  # noqa: E402
 from hllm_jax.training.platform import keep_memory, require_platform  # noqa: E402
 
 BATCH, LENGTH, PAIRS, RATE = 2, 512, 8, 2e-4
@@ -122,7 +122,7 @@ def main() -> None:
 
     result: dict[str, Any] = {"unit": "tokens/s"}
     result |= common.alternate(lambda: tokens / training.run(), theirs if peer else None, PAIRS)
-    result["memory"] = {"ours": common.peak_memory(), "peer": last.get("memory")}
+    result["memory"] = {"ours": peak_resident(), "peer": last.get("memory")}
     result["first step, seconds"] = round(first, 1)
     peak = measured_peak()
     flops = training.config.flops_per_token(LENGTH)

@@ -9,16 +9,17 @@ import textwrap
 import pytest
 
 MEASURE = textwrap.dedent("""
-    import resource, sys
+    import sys
     from hllm_jax.data import Batches, DataConfig, SourceConfig, prepare
     from hllm_jax.testing.tokenizer import ByteTokenizer
+    from hllm_jax.training.metrics import peak_resident
 
     class Short(ByteTokenizer):
         def encode(self, text):  # a token for 64 bytes: the reading is measured, not this double
             return [5 + byte for byte in text.encode()[::64]]
 
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_resident() / 2**20
 
     source = SourceConfig(path=sys.argv[1])
     marks = []

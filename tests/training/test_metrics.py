@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from hllm_jax.training.metrics import PEAKS, measured_peak, peak_flops, peak_memory
+import subprocess
+import sys
+
+import numpy as np
+
+from hllm_jax.training.metrics import PEAKS, measured_peak, peak_flops, peak_memory, peak_resident
 
 
 def test_the_measured_peak_is_a_speed() -> None:
@@ -20,3 +25,10 @@ def test_known_devices_have_plausible_peaks() -> None:
 
 def test_memory_is_counted_in_bytes() -> None:
     assert (peak_memory() or 0) > 50e6
+
+
+def test_memory_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    large = np.ones(2**26)
+    program = "from hllm_jax.training.metrics import peak_resident; print(peak_resident())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 1e6 < int(done.stdout) < large.nbytes / 2 < (peak_resident() or 0)

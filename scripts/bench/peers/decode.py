@@ -7,12 +7,12 @@ with the new tokens, the seconds they took, and the most memory held so far.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import torch
+from memory import peak_memory
 from transformers import AutoModelForCausalLM
 
 
@@ -37,7 +37,7 @@ def main() -> None:
                 pad_token_id=0,
             )
         seconds = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = peak_memory()
         tokens = rows[:, prompts.shape[1] :].tolist()
         print(json.dumps({"tokens": tokens, "seconds": seconds, "memory": memory}), flush=True)
 

@@ -7,11 +7,11 @@ seconds they took, and the most memory held so far.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 
 import torch
+from memory import peak_memory
 from transformers import AutoModel, AutoTokenizer
 
 BATCH = 32
@@ -29,7 +29,7 @@ def main() -> None:
         start = time.perf_counter()
         vectors = embed(model, tokenizer, texts, limit)
         seconds = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = peak_memory()
         answer = {"vectors": vectors.tolist(), "seconds": seconds, "memory": memory}
         print(json.dumps(answer), flush=True)
 

@@ -6,12 +6,12 @@ Reads one JSON line `{"gguf": file, "threads": n}` and answers with the seconds 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import torch
+from memory import peak_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
     seconds = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = peak_memory()
     print(json.dumps({"ready": True, "seconds": seconds, "memory": memory}), flush=True)
 
 

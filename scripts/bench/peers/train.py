@@ -7,11 +7,11 @@ and the most memory held so far.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 
 import torch
+from memory import peak_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -43,7 +43,7 @@ def main() -> None:
         for _ in range(json.loads(line)["steps"]):
             loss = step()
         seconds = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = peak_memory()
         print(json.dumps({"seconds": seconds, "loss": loss, "memory": memory}), flush=True)
 
 
