@@ -10,6 +10,7 @@ are `shared_layer/…` in either layout.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -137,9 +138,29 @@ def _boxed(spec: Spec) -> Any:
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> Any:
-    """Fresh variables of a model, boxed with the names of their axes."""
+    """Fresh variables of a model, boxed with the names of their axes; the same numbers in either layout.
+
+    They are drawn stacked and then taken apart: one block's generators are compiled, not those of all.
+    """
+    if not isinstance(model, Model) or model.execution.scan_layers:
+        return _init(model, key)
+    execution = model.execution
+    stacked = _init(model.clone(execution=dataclasses.replace(execution, scan_layers=True)), key)
+    return {name: _unbox_layers(unstack_layers(tree)) for name, tree in stacked.items()}
+
+
+def _init(model: nn.Module, key: jax.Array) -> Any:
     tokens = jnp.zeros((1, 1), jnp.int32)
     return model.init(key, *([tokens, tokens] if isinstance(model, EncoderDecoder) else [tokens]))
+
+
+def _unbox_layers(tree: Any) -> Any:
+    """Boxes without the axis `layers` that was taken away from what is in them."""
+
+    def without(box: Any) -> Any:
+        return box.replace(names=box.names[1:]) if box.names[0] == "layers" else box
+
+    return jax.tree.map(without, tree, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata))
 
 
 def _numbered(params: Tree) -> list[str]:

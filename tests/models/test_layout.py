@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hllm_jax.models import Decoder, Execution, parameter_shapes, stack_layers, unstack_layers
+from hllm_jax.models.layout import init_variables
 from hllm_jax.testing.models import tiny_config, tiny_model
 
 
@@ -42,6 +43,22 @@ def test_shapes_are_those_of_the_parameters() -> None:
         "/".join(k.key for k in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)
     }
     assert parameter_shapes(config) == found
+
+
+@pytest.mark.parametrize("period", [1, 2])
+def test_a_seed_gives_the_same_weights_in_both_layouts(period: int) -> None:
+    pattern = ("full", "window")[:period]
+    config = tiny_config(layers=4, attention_pattern=pattern, window=3 if period == 2 else None)
+    both = [Decoder(config, Execution(dtype="float32", scan_layers=scan)) for scan in (False, True)]
+    boxed, stacked = (jax.jit(init_variables, static_argnums=0)(model, jax.random.key(5)) for model in both)
+    unrolled = nn.unbox(boxed)["params"]
+    jax.tree.map(np.testing.assert_array_equal, unrolled, unstack_layers(nn.unbox(stacked)["params"]))
+    queries = [unrolled[f"layers_{i}"]["attention"]["query"]["kernel"] for i in range(4)]
+    assert len({float(np.asarray(q).sum()) for q in queries}) == 4
+
+    own = jax.eval_shape(both[0].init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    assert nn.get_partition_spec(boxed) == nn.get_partition_spec(own)
+    assert jax.tree.map(jnp.shape, unrolled) == jax.tree.map(jnp.shape, nn.unbox(own)["params"])
 
 
 def test_gaps_and_misfits_are_errors() -> None:
