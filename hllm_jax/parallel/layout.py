@@ -33,6 +33,9 @@ Path = tuple[str, ...]
 #: Makes a tree of parameters, each leaf what the function it is given makes of `(path, array)`.
 Load: TypeAlias = Callable[[Callable[[str, np.ndarray], Any]], Mapping[str, Any]]
 
+#: For programs that run once: generators of random numbers compile in half the time and run as fast.
+COMPILED_ONCE: dict[str, dict[str, bool | int | str]] = {"cpu": {"xla_backend_optimization_level": 1}}
+
 
 class LayoutError(ValueError):
     """Arrays that the mesh cannot hold as the rules say, or weights that are not those of the model."""
@@ -78,6 +81,7 @@ class Layout:
         self.model = model
         self.optimizer = optimizer
         self.trainable = trainable
+        self._once = COMPILED_ONCE.get(mesh.devices.flat[0].platform)
 
         boxed = jax.eval_shape(self._variables, jax.random.key(0))
         shapes = flatten(meta.unbox(boxed))
@@ -139,7 +143,7 @@ class Layout:
             def begin(rng: jax.Array) -> TrainState:
                 return self._state(drawn(rng), rng)
 
-            return jax.jit(begin, out_shardings=self.shardings)(rng)
+            return jax.jit(begin, out_shardings=self.shardings, compiler_options=self._once)(rng)
         given = {"params": load(self._put) if callable(load) else load}
         wanted = flatten(self.abstract_state.variables)
         if new := {path: leaf.sharding for path, leaf in wanted.items() if fresh(path)}:
@@ -148,7 +152,7 @@ class Layout:
                 # What is drawn for the others is not used, and so not computed.
                 return {path: flatten(drawn(rng))[path] for path in new}
 
-            made = jax.jit(only_new, out_shardings=new)(rng)
+            made = jax.jit(only_new, out_shardings=new, compiler_options=self._once)(rng)
             given = unflatten({**flatten(given), **made})
         variables = self.place(given)
         state = jax.jit(self._state, out_shardings=self.shardings, donate_argnums=0)
