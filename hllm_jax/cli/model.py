@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-MODEL = "run folder, checkpoint, Hugging Face folder, .gguf file, or a name such as smollm2-135m-instruct"
+MODEL = (
+    "run folder, checkpoint, Hugging Face folder, .gguf file, Meta's folder or .pth file, or a name such as "
+    "smollm2-135m-instruct"
+)
 SAMPLING: dict[str, tuple[type, str]] = {
     "max_tokens": (int, "most tokens of one answer"),
     "temperature": (float, "0 always takes the most probable token"),

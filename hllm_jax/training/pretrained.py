@@ -66,8 +66,8 @@ def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | 
     """The architecture, weights (NumPy arrays) and tokenizer of any MODEL.
 
     Args:
-        model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a GGUF file or a
-            registered name.
+        model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a GGUF file, LLaMA
+            in Meta's names or a registered name.
         scan_layers: whether the layers come stacked; None as they are stored.
 
     Raises:

@@ -25,8 +25,12 @@ def test_every_form_is_told_apart(tmp_path: Path) -> None:
     hf = read_cases()["grouped_tied"].write(tmp_path / "hf")
     file = tmp_path / "model.gguf"
     file.touch()
-    found = {name: resolve(name) for name in (run, run / "checkpoints" / "120", hf, file)}
-    assert [source.kind for source in found.values()] == ["run", "checkpoint", "hf", "gguf"]
+    meta, weights = tmp_path / "meta", tmp_path / "book.pth"
+    meta.mkdir()
+    (meta / "params.json").touch()
+    weights.touch()
+    found = [resolve(name).kind for name in (run, run / "checkpoints" / "120", hf, file, meta, weights)]
+    assert found == ["run", "checkpoint", "hf", "gguf", "meta", "meta"]
     assert resolve(run / "checkpoints" / "120").run == run.resolve()
     assert (resolve(run / "checkpoints" / "120").step, resolve(run).step) == (120, None)
     assert resolve(hf).run is None
@@ -40,7 +44,7 @@ def test_nothing_is_said_with_what_model_may_be_and_the_nearest_name(tmp_path: P
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UnknownModel, match=r"is a folder, but no model: it holds notes\.txt"):
         resolve(tmp_path)
-    with pytest.raises(UnknownModel, match=r"is a file, but no \.gguf"):
+    with pytest.raises(UnknownModel, match=r"is a file, but no \.gguf, \.pth, \.pt, \.bin; MODEL"):
         resolve(tmp_path / "notes.txt")
 
 

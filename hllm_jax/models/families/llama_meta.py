@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,11 +49,22 @@ META_NAMES = Table(
 #: What PyTorch's wrappers put before every name when a state dict was taken of them.
 META_PREFIXES = ("_orig_mod.", "module.")
 
+#: Where Meta's model parallelism cuts a tensor for its shards, by the last part of its name: the axis, or
+#: "embedding" where that depends on the model. What is not named here is whole in each shard.
+SPLIT: Mapping[str, int | Literal["embedding"]] = {
+    **dict.fromkeys(("wq", "wk", "wv", "w1", "w3", "output"), 0),
+    **dict.fromkeys(("wo", "w2"), 1),
+    "tok_embeddings": "embedding",
+}
+
+#: The vocabulary of the book's models, and their heads and longest row, which no shape says.
+_BOOK_VOCABULARY, _BOOK = 6144, {"n_heads": 16, "max_seq_len": 512}
+
 _EMBEDDING, _HEAD = "tok_embeddings.weight", "output.weight"
 
 
 def from_params(params: Mapping[str, Any], tensors: Tensors) -> DecoderConfig:
-    """params.json of Meta, or `model_args` of llama2.c, to our spec.
+    """params.json of Meta (and Mistral), or `model_args` of llama2.c, to our spec.
 
     Three things no such file says. The longest row is what Meta published for these numbers, unless there is
     a `max_seq_len`. The factor of a scaled RoPE is 8, and 32 in Llama 3.2, which alone is narrower than 4096.
@@ -82,6 +93,7 @@ def from_params(params: Mapping[str, Any], tensors: Tensors) -> DecoderConfig:
         embed=dim,
         heads=heads,
         kv_heads=keys.take("n_kv_heads", heads),
+        head_dim=keys.take("head_dim", None),
         mlp=_hidden(keys, dim),
         max_length=keys.take("max_seq_len", longest),
         norm_eps=eps,
@@ -94,26 +106,34 @@ def from_params(params: Mapping[str, Any], tensors: Tensors) -> DecoderConfig:
     return spec
 
 
-def params_of(tensors: Tensors, heads: int = 16, max_length: int = 512) -> dict[str, Any]:
+def params_of(tensors: Tensors, heads: int | None = None) -> dict[str, Any]:
     """The params.json of weights that come alone, such as the book's, for `from_params`.
 
     Args:
         tensors: of the checkpoint.
-        heads: how many, which no shape says; the book's models have 16.
-        max_length: of a row; the book's 512.
+        heads: how many, which no shape says; None: the book's 16, where vocabulary and keys are the book's.
 
     Raises:
-        TensorsError: the tensors are not those of a LLaMA with this number of heads.
+        TensorsError: the tensors are not those of a LLaMA with this number of heads, or it is not known.
     """
     shapes = tensors.shapes
     for name in (_EMBEDDING, "layers.0.attention.wk.weight", "layers.0.feed_forward.w1.weight"):
-        if name not in shapes:
+        if len(shapes.get(name, ())) != 2:
             raise TensorsError(
-                f"{tensors.where} holds no {name}: these are no weights in LLaMA's first names"
+                f"{tensors.where} holds no matrix {name}: these are no weights in LLaMA's first names"
             )
     vocab_size, dim = shapes[_EMBEDDING]
-    keys, head_size = shapes["layers.0.attention.wk.weight"][0], dim // heads
-    if dim % heads or keys % head_size:
+    keys = shapes["layers.0.attention.wk.weight"][0]
+    book: dict[str, int] = {}
+    if heads is None:
+        if vocab_size != _BOOK_VOCABULARY or 2 * keys != dim:
+            raise TensorsError(
+                f"{tensors.where}: no shape says how many heads share {dim} channels, and these are not the "
+                f"book's (vocabulary {_BOOK_VOCABULARY}, half as many keys): put a params.json beside it "
+                "with n_heads, and with max_seq_len, norm_eps and rope_theta where they are not LLaMA 2's"
+            )
+        book, heads = _BOOK, _BOOK["n_heads"]
+    if not isinstance(heads, int) or heads < 1 or dim % heads or not dim or keys % (dim // heads):
         raise TensorsError(
             f"{tensors.where}: {heads} heads do not fit a stream of {dim} and keys of {keys}: say how many "
             "there are"
@@ -123,10 +143,10 @@ def params_of(tensors: Tensors, heads: int = 16, max_length: int = 512) -> dict[
         "dim": dim,
         "n_layers": len(layers),
         "n_heads": heads,
-        "n_kv_heads": keys // head_size,
+        "n_kv_heads": keys // (dim // heads),
         "vocab_size": vocab_size,
         "hidden_dim": shapes["layers.0.feed_forward.w1.weight"][0],
-        "max_seq_len": max_length,
+        **book,
     }
 
 

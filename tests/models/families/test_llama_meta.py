@@ -169,7 +169,7 @@ def test_the_books_weights_say_their_own_sizes() -> None:
     assert (spec.heads, spec.kv_heads, spec.mlp_size, spec.max_length) == (16, 8, 2752, 512)
     with pytest.raises(TensorsError, match="7 heads do not fit a stream of 1024"):
         params_of(tensors, heads=7)
-    with pytest.raises(TensorsError, match=r"holds no tok_embeddings\.weight"):
+    with pytest.raises(TensorsError, match=r"holds no matrix tok_embeddings\.weight"):
         params_of(Arrays("other.pth", {}))
 
 
