@@ -110,7 +110,7 @@ def _shards_in(folder: Path) -> list[str]:
     wanted = [SHARD.format(number) for number in range(max(1, len(found)))]
     missing = [name for name in wanted if name not in found]
     if missing:
-        held = ", ".join(sorted(found)) or "no shard"
+        held = ", ".join(sorted(found)) or "no shard; a file of another name is itself the MODEL"
         raise TensorsError(f"{folder}: {missing[0]} is missing, there is {held}")
     return wanted
 

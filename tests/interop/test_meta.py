@@ -62,13 +62,13 @@ def cut(name: str, embedding: int) -> int | None:
     return {"wo": 1, "w2": 1}.get(last, None if last.endswith("norm") else 0)
 
 
-def shards(count: int, embedding: int = 1) -> dict[str, dict[str, Stored]]:
-    """The recorded weights as Meta would lay them out for a group of devices."""
+def shards(whole: Mapping[str, np.ndarray], count: int, embedding: int = 1) -> dict[str, dict[str, Stored]]:
+    """Weights as Meta would lay them out for a group of devices."""
     files: dict[str, dict[str, Stored]] = {}
     for number in range(count):
         parts = {
             name: array if (axis := cut(name, embedding)) is None else np.split(array, count, axis)[number]
-            for name, array in WHOLE.items()
+            for name, array in whole.items()
         }
         files[f"consolidated.{number:02d}.pth"] = stored(parts)
     return files
@@ -77,7 +77,7 @@ def shards(count: int, embedding: int = 1) -> dict[str, dict[str, Stored]]:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("embedding", [0, 1], ids=["vocabulary", "channels"])
 def test_shards_are_joined_to_the_model_that_they_are_of(count: int, embedding: int) -> None:
-    joined = MetaCheckpoint("7b", shards(count, embedding), PARAMS)
+    joined = MetaCheckpoint("7b", shards(WHOLE, count, embedding), PARAMS)
     assert joined.shapes == {name: array.shape for name, array in WHOLE.items()}
     for name, array in WHOLE.items():
         np.testing.assert_array_equal(joined.read(name), array, err_msg=name)
@@ -127,7 +127,7 @@ def test_tensors_that_do_not_fit_are_named() -> None:
 
 
 def test_shards_that_are_missing_or_differ_are_named(tmp_path: Path) -> None:
-    two = shards(2)
+    two = shards(WHOLE, 2)
     first, second = two
     with pytest.raises(TensorsError, match=r"7b: .* there are to be 2 shards .*01\.pth.*; there are 1"):
         MetaCheckpoint("7b", {first: two[first]}, PARAMS)

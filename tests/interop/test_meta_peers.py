@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
+# Packages of this environment are imported there, so it must be of the same Python.
+SAME_PYTHON = PEERS.parents[1] / "lib" / "python{}.{}".format(*sys.version_info)
 LAYOUTS = {"llama2", "llama3", "llama2.c", "old", "book"}
 
 pytestmark = [
     pytest.mark.peers,
-    pytest.mark.skipif(not PEERS.exists(), reason="needs the peers environment: `make peers`"),
+    pytest.mark.skipif(not SAME_PYTHON.exists(), reason="needs the peers environment: `make peers`"),
 ]
 
 

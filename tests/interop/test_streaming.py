@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hllm_jax.interop import GGUF, HFFolder, save_hf
+from hllm_jax.interop import GGUF, HFFolder, MetaCheckpoint, save_hf
 from hllm_jax.interop.gguf_export import save_gguf
 from hllm_jax.interop.models import read_params
 from hllm_jax.models.families import llama
+from hllm_jax.models.families.llama_meta import META_NAMES
+from hllm_jax.models.layout import flat_unrolled
 from hllm_jax.testing.models import tiny_config, tiny_model
+from tests.interop.test_meta import shards
 
 CONFIG = tiny_config(vocab_size=500, embed=64, head_dim=16, mlp=96, tie_embeddings=False)
 
@@ -73,6 +76,23 @@ def test_a_safetensors_file_is_only_looked_at(tmp_path: Path) -> None:
     assert tensors.reads == 0
     assert all(views)
     assert len(views) == 3 + 9 * CONFIG.layers
+
+
+def test_of_shards_one_joined_tensor_is_held_at_a_time() -> None:
+    _, params = tiny_model(CONFIG)
+    files = shards(dict(META_NAMES.save(flat_unrolled(params))), 2)
+    tensors = Counting(MetaCheckpoint("7b", files, {"dim": CONFIG.embed}))
+    placed: list[str] = []
+
+    def place(path: str, array: np.ndarray) -> str:
+        placed.append(path)
+        return path
+
+    read_params(META_NAMES, tensors, CONFIG, place=place)
+    largest = max(int(np.prod(shape)) for shape in tensors.shapes.values()) * 4
+    assert tensors.reads >= 2 + 7 * CONFIG.layers
+    assert tensors.most <= 1.2 * largest
+    assert len(placed) == 3 + 9 * CONFIG.layers
 
 
 def test_without_a_place_the_arrays_are_their_own(tmp_path: Path) -> None:
