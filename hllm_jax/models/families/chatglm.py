@@ -112,7 +112,7 @@ def from_hf(published: Mapping[str, Any]) -> DecoderConfig:
         mlp=keys.take("ffn_hidden_size"),
         max_length=keys.take("seq_length"),
         norm_eps=keys.take("layernorm_epsilon", 1e-5),
-        rope_theta=10000.0 * keys.take("rope_ratio", 1),
+        rope_theta=10000.0 * keys.take("rope_ratio", 1.0),
         rope_fraction=0.5,
         qkv_bias=keys.take("add_qkv_bias", False),
         dropout=keys.take("hidden_dropout", 0.0),

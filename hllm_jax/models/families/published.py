@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,14 +83,23 @@ class Keys:
     def take(self, key: str, *default: Any) -> Any:
         """The value of a key, or the default where it is missing or null.
 
+        It must be of the kind of the default: a truth, a whole number, a finite number, a text, a list, a
+        mapping; of config.json, a whole number where there is no default. A default of None allows any.
+
         Raises:
-            ConfigRefused: it is missing and there is no default.
+            ConfigRefused: it is missing and there is no default, or it is of another kind.
         """
         full = self.prefix + key
         value = self.left.pop(full, None)
         if value is None and not default:
             raise ConfigRefused(f"{self.where} has no {full!r}")
-        return default[0] if value is None else value
+        if value is None:
+            return default[0]
+        like = default[0] if default else None if self.prefix else 0
+        wanted = _misfit(value, like)
+        if wanted:
+            raise ConfigRefused(f"{self.where}: {full} is {value!r}, expected {wanted}")
+        return value
 
     def nullable(self, key: str, missing: Any) -> Any:
         """The value of a key, None where it is null; `missing` where it is not there."""
@@ -97,8 +108,8 @@ class Keys:
 
     def only(self, key: str, *allowed: Any) -> None:
         """Note a refusal where a key has another value than these; the first is what it means if missing."""
-        value = self.take(key, allowed[0])
-        if value not in allowed:
+        value = self.nullable(key, None)
+        if value is not None and value not in allowed:
             self.refuse(
                 f"{self.prefix}{key} {value!r}, only {' or '.join(map(repr, allowed))} is implemented"
             )
@@ -115,11 +126,19 @@ class Keys:
         return ACTIVATIONS.get(name, "silu")
 
     def ids(self, key: str, default: int) -> tuple[int, ...]:
-        """The ids of tokens that a key names, one or a list."""
-        value = self.published.get(self.prefix + key)
+        """The ids of tokens that a key names, one or a list.
+
+        Raises:
+            ConfigRefused: they are no whole numbers.
+        """
+        full = self.prefix + key
+        value = self.published.get(full)
         if value is None:
             return (default,)
-        return tuple(value) if isinstance(value, list) else (value,)
+        ids = tuple(value) if isinstance(value, list) else (value,)
+        if any(_misfit(number, 0) for number in ids):
+            raise ConfigRefused(f"{self.where}: {full} is {value!r}, expected the id of a token, or a list")
+        return ids
 
     def windows(self, window: int | None, kinds: Sequence[str]) -> dict[str, Any]:
         """`attention_pattern` and `window` of a spec.
@@ -140,11 +159,22 @@ class Keys:
         return {"attention_pattern": pattern, "window": window if "window" in pattern else None}
 
     def rope(self, default_fraction: float = 1.0) -> dict[str, Any]:
-        """`rope_theta`, `rope_fraction` and `rope_scaling` of a spec, from either spelling."""
-        told = {**self.take("rope_scaling", {}), **self.take("rope_parameters", {})}
+        """`rope_theta`, `rope_fraction` and `rope_scaling` of a spec, from either spelling, or from two that
+        agree."""
+        older, told = dict(self.take("rope_scaling", {})), dict(self.take("rope_parameters", {}))
+        for said in (older, told):
+            if "type" in said:
+                said.setdefault("rope_type", said.pop("type"))
+        differ = [key for key in older if told and told.get(key) != older[key]]
+        if differ:
+            self.refuse(
+                f"rope_scaling and rope_parameters differ in {', '.join(differ)} "
+                f"({older[differ[0]]!r} and {told.get(differ[0])!r}): leave one of them out"
+            )
+        told = older | told
         theta = self.take("rope_theta", 10000.0)
         fraction = self.take("partial_rotary_factor", default_fraction)
-        kind = told.pop("rope_type", told.pop("type", None)) or "default"
+        kind = told.pop("rope_type", None) or "default"
         theta, fraction = told.pop("rope_theta", theta), told.pop("partial_rotary_factor", fraction)
         return {
             "rope_theta": float(theta),
@@ -185,6 +215,22 @@ class Keys:
             log.warning(
                 "%s: keys that are not known here, and so not obeyed: %s", self.where, ", ".join(unknown)
             )
+
+
+def _misfit(value: Any, like: Any) -> str | None:
+    """What a value should have been, where it is not of the kind of another one."""
+    if isinstance(like, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(like, numbers.Integral):
+        fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return None if fits else "a whole number"
+    if isinstance(like, numbers.Real):
+        fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        return None if fits else "a finite number"
+    for kind, name in ((str, "a text"), (list, "a list"), (Mapping, "a mapping")):
+        if isinstance(like, kind):
+            return None if isinstance(value, kind) else name
+    return None
 
 
 def rope_to_hf(spec: StackConfig) -> dict[str, Any]:
