@@ -108,7 +108,7 @@ def convert(
     }
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         draft = Path(folder) / (path.name if kind == "gguf" else "model")
-        done |= _write(draft, kind, dtype, config, params, tokenizer)
+        done |= _write(draft, kind, dtype, config, params, tokenizer, source)
         del params
         if verify:
             limit = TOLERANCES.get(dtype, FEW_BITS) if tolerance is None else tolerance
@@ -177,12 +177,22 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def _write(
-    draft: Path, kind: Target, dtype: str, config: Spec, params: Any, tokenizer: Tokenizer | None
+    draft: Path,
+    kind: Target,
+    dtype: str,
+    config: Spec,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    source: str | os.PathLike[str],
 ) -> dict[str, Any]:
     if kind == "gguf":
         from hllm_jax.interop.gguf_export import save_gguf
+        from hllm_jax.interop.sentence_transformers import read_pooling
+        from hllm_jax.models.spec import EncoderConfig
 
-        return {"tensors": save_gguf(draft, config, params, tokenizer, kind=cast("Kind", dtype))}
+        pooling = read_pooling(source) if isinstance(config, EncoderConfig) else None
+        stored_as = cast("Kind", dtype)
+        return {"tensors": save_gguf(draft, config, params, tokenizer, kind=stored_as, pooling=pooling)}
 
     import jax
     import ml_dtypes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Mapping
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hllm_jax.models.families.published import ConfigRefused
 from hllm_jax.models.families.table import Table
 from hllm_jax.models.layout import flat_unrolled, parameter_shapes
-from hllm_jax.models.spec import Spec
+from hllm_jax.models.spec import EncoderConfig, Spec
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
+    from hllm_jax.interop.sentence_transformers import Pooling
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 #: Storage types of matrices that can be written; what is not a matrix stays float32, as llama.cpp wants it.
@@ -37,6 +40,7 @@ def save_gguf(
     tokenizer: Tokenizer | None = None,
     kind: Kind = "F16",
     family: str | None = None,
+    pooling: Pooling | None = None,
 ) -> dict[str, int]:
     """Write a model as one GGUF file, which appears when it is complete.
 
@@ -47,13 +51,14 @@ def save_gguf(
         tokenizer: written too, with its chat template; llama.cpp runs no file without one.
         kind: storage type of the matrices. One whose rows are no multiple of its block (32) is kept as F16.
         family: name of the page whose format it is; None: the first that can say the config.
+        pooling: how an encoder makes a vector of a text. Its pooler has no part in that, and is left out.
 
     Returns:
         How many tensors have which storage type.
 
     Raises:
-        ConfigRefused: no format of llama.cpp can say the config.
-        ValueError: the tree is not that of the config, or `kind` is not known.
+        ConfigRefused: no format of llama.cpp can say the config, or an encoder's pooler would be lost.
+        ValueError: the pooling is none of llama.cpp's, the tree not that of the config, `kind` not known.
     """
     from gguf import GGUFWriter
 
@@ -61,6 +66,8 @@ def save_gguf(
 
     if kind not in KINDS:
         raise ValueError(f"GGUF storage type {kind!r} cannot be written; these can: {', '.join(KINDS)}")
+    if isinstance(config, EncoderConfig):
+        config, params = _without_pooler(config, params, pooling)
     page, metadata = export_page("to_gguf", config, family)
     flat, shapes = flat_unrolled(params), parameter_shapes(config)
     expect(flat, shapes)
@@ -70,12 +77,17 @@ def save_gguf(
     if tokenizer is not None:
         from hllm_jax.tokenizers.gguf_export import to_gguf
 
-        metadata |= to_gguf(tokenizer)
+        # Where both speak (of token types), the model knows.
+        metadata = to_gguf(tokenizer) | metadata
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     # A page may write for several architectures: the keys of the sizes begin with the one that it chose.
     architecture = next(name for name in page.GGUF_ARCHITECTURES if f"{name}.block_count" in metadata)
+    if pooling is not None:
+        from hllm_jax.interop.sentence_transformers import pooling_to_gguf
+
+        metadata |= pooling_to_gguf(pooling, architecture)
     writer = GGUFWriter(partial, architecture)
     try:
         counts = _write(writer, metadata, page.GGUF_NAMES, flat, shapes, extra, kind)
@@ -94,6 +106,21 @@ def storage(shape: tuple[int, ...], kind: Kind) -> Kind:
         return "F32"
     blocks = kind not in ("F32", "F16", "BF16")
     return "F16" if blocks and shape[-1] % 32 else kind
+
+
+def _without_pooler(
+    config: EncoderConfig, params: Mapping[str, Any], pooling: Pooling | None
+) -> tuple[EncoderConfig, Mapping[str, Any]]:
+    """What llama.cpp runs of an encoder, where a vector of a text is all that it is asked for."""
+    if not config.pooler:
+        return config, params
+    if pooling is None:
+        raise ConfigRefused(
+            "llama.cpp runs encoders for vectors of texts and has no place for this one's pooler; it is left "
+            "out only where files of sentence-transformers (modules.json) say how the model does without it"
+        )
+    config = dataclasses.replace(config, pooler=False)
+    return config, {name: leaves for name, leaves in params.items() if name != "pool"}
 
 
 def _write(

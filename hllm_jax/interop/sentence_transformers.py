@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from hllm_jax.interop.gguf import GGUF
 from hllm_jax.interop.hf import FolderError, read_json, read_json_list
 from hllm_jax.interop.registry import resolve
 
@@ -26,6 +27,9 @@ KINDS: dict[str, Kind] = {
     "max": "max",
     "mean_sqrt_len_tokens": "mean_sqrt",
 }
+
+#: `{architecture}.pooling_type` of GGUF (llama.h, enum llama_pooling_type).
+GGUF_TYPES: dict[Kind, int] = {"mean": 1, "first": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Pooling:
 
 
 def read_pooling(model: str | os.PathLike[str]) -> Pooling | None:
-    """What the files beside a MODEL say; None where there is no `modules.json`.
+    """What the files beside a MODEL say, or the metadata of a GGUF file; None where they say nothing.
+
+    GGUF says how, and no more: the vectors have length 1, as llama.cpp's have where nobody asks for others.
 
     Args:
         model: as for `hllm_jax.load`.
@@ -57,6 +63,8 @@ def read_pooling(model: str | os.PathLike[str]) -> Pooling | None:
             the pooling, several vectors joined).
     """
     folder = resolve(model).fetch()
+    if folder.suffix == ".gguf":
+        return _of_metadata(GGUF(folder))
     if not (folder / MODULES).is_file():
         return None
     modules = read_json_list(folder / MODULES)
@@ -76,6 +84,27 @@ def read_pooling(model: str | os.PathLike[str]) -> Pooling | None:
         max_length=settings.get("max_seq_length"),
         lowercase=bool(settings.get("do_lower_case", False)),
     )
+
+
+def pooling_to_gguf(pooling: Pooling, architecture: str) -> dict[str, int]:
+    """The metadata that say it to llama.cpp, which makes every vector one of length 1 unless asked not to.
+
+    Raises:
+        FolderError: llama.cpp does not pool this way.
+    """
+    if pooling.kind not in GGUF_TYPES:
+        raise FolderError(f"pooling by {pooling.kind}: llama.cpp has only {' and '.join(GGUF_TYPES)}")
+    if pooling.lowercase:
+        raise FolderError("texts in small letters before the tokenizer: GGUF has no place for that")
+    return {f"{architecture}.pooling_type": GGUF_TYPES[pooling.kind]}
+
+
+def _of_metadata(file: GGUF) -> Pooling | None:
+    told = file.metadata.get(f"{file.metadata.get('general.architecture')}.pooling_type", 0)
+    kinds = {number: kind for kind, number in GGUF_TYPES.items()}
+    if told and told not in kinds:
+        raise FolderError(f"{file.where}: pooling_type {told}, only {kinds} are implemented")
+    return Pooling(kind=kinds[told], normalize=True) if told else None
 
 
 def _kind(path: Path) -> Kind:

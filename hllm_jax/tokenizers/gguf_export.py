@@ -214,7 +214,6 @@ def _wordpiece(content: Content, tokens: list[str], types: list[int]) -> dict[st
         "model": "bert",
         "pre": "default",
         **_listed(shown, [CONTROL if kind == UNKNOWN else kind for kind in types]),
-        "token_type_count": 2,
         "normalizer.lowercase": lowercase,
         "normalizer.strip_accents": lowercase if accents is None else bool(accents),
     }

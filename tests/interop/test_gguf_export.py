@@ -10,13 +10,18 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from gguf.quants import dequantize
 
+import hllm_jax
+from hllm_jax.generation import TextEncoder
 from hllm_jax.interop import GGUF
 from hllm_jax.interop.gguf_export import KINDS, save_gguf, storage
+from hllm_jax.interop.hf import FolderError
 from hllm_jax.interop.models import read_params
+from hllm_jax.interop.sentence_transformers import Pooling
+from hllm_jax.models import EncoderConfig
 from hllm_jax.models.families import llama
 from hllm_jax.models.families.published import ConfigRefused
 from hllm_jax.models.layout import flat_unrolled
-from hllm_jax.testing.models import tiny_config, tiny_model
+from hllm_jax.testing.models import draw_params, tiny_config, tiny_model
 from hllm_jax.tokenizers import from_gguf, load_tokenizer
 from tests.tokenizers import published
 
@@ -108,3 +113,29 @@ def test_the_tokenizer_goes_with_it(name: str, tmp_path: Path) -> None:
     assert types["add_bos_token"] == [GGUFValueType.BOOL]
     again = from_gguf(GGUF(tmp_path / "model.gguf").metadata)
     assert again.encode_batch(case.texts) == tokenizer.encode_batch(case.texts)
+
+
+def test_a_sentence_encoder_goes_without_its_pooler(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"layers": 2, "embed": 24, "heads": 3, "kv_heads": 3, "mlp": 40, "max_length": 32}
+    config = EncoderConfig(vocab_size=900, masked_head=False, pair_head=False, **sizes)
+    params, path = draw_params(config), tmp_path / "model.gguf"
+    tokenizer = load_tokenizer(published.read("bert-uncased").write(tmp_path / "folder"))
+    assert config.pooler
+    with pytest.raises(ConfigRefused, match=r"no place for this one's pooler.*modules\.json"):
+        save_gguf(path, config, params, tokenizer)
+    for refused in (Pooling("max"), Pooling(lowercase=True)):
+        with pytest.raises(FolderError, match=r"llama\.cpp has only mean and first|GGUF has no place"):
+            save_gguf(path, config, params, tokenizer, pooling=refused)
+    assert not path.exists()
+    save_gguf(path, config, params, tokenizer, kind="F32", pooling=Pooling("first"))
+    fields = GGUFReader(path).fields
+    assert fields["bert.pooling_type"].contents() == 2  # llama.h: LLAMA_POOLING_TYPE_CLS
+    assert fields["tokenizer.ggml.token_type_count"].contents() == 2
+    model = hllm_jax.load(path)
+    assert isinstance(model, TextEncoder)
+    assert model.pooling == Pooling("first", normalize=True)
+    assert not model.config.pooler
+    bare = {name: leaves for name, leaves in params.items() if name != "pool"}
+    assert model.variables["params"].keys() == bare.keys()
+    for name, leaf in flat_unrolled(bare).items():
+        np.testing.assert_array_equal(flat_unrolled(model.variables["params"])[name], leaf)

@@ -13,11 +13,16 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+import hllm_jax
+from hllm_jax.conversion import convert
+from hllm_jax.generation import TextEncoder
 from hllm_jax.interop.gguf_export import KINDS, Kind, save_gguf
-from hllm_jax.models import DecoderConfig
+from hllm_jax.interop.sentence_transformers import Kind as Pooled
+from hllm_jax.interop.sentence_transformers import Pooling
+from hllm_jax.models import DecoderConfig, EncoderConfig
 from hllm_jax.models.config import Execution
 from hllm_jax.nn import Experts, RopeScaling
-from hllm_jax.testing.models import tiny_config, tiny_model
+from hllm_jax.testing.models import draw_params, tiny_config, tiny_model
 from hllm_jax.tokenizers import Tokenizer, load_tokenizer
 from hllm_jax.training.pretrained import load_pretrained
 
@@ -152,3 +157,62 @@ def test_llama_cpp_reads_every_storage_type(bytes_: Tokenizer, tmp_path: Path) -
         ours.append(log_probabilities(read.build(Execution(dtype="float32")), rounded))
     for (kind, tolerance), mine, theirs in zip(STORED.items(), ours, ask(asked), strict=True):
         assert difference(mine, theirs) <= tolerance, kind
+
+
+TEXTS = [
+    "A cat sits on the mat.",
+    "The weather is lovely today, isn't it? Café naïve.",
+    "今天天气很好，我们去公园吧。",
+    "机器学习与 JAX",
+    "def f(x): return x + 1",
+]
+
+
+def cosines(ours: np.ndarray, theirs: list[list[float]]) -> np.ndarray:
+    """Of each vector and its counterpart."""
+    found = np.array(theirs)
+    assert found.shape == ours.shape
+    return np.sum(ours * found, -1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(found, axis=-1)
+
+
+def wordpiece(folder: Path) -> Tokenizer:
+    """BERT's, with every character of `TEXTS` at the begin of a word and inside."""
+    letters = sorted(set("".join(TEXTS).lower()) - {" "})
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join([*entries, "weather", "##ly"]) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return load_tokenizer(folder)
+
+
+def test_llama_cpp_gives_our_vectors_of_texts(tmp_path: Path) -> None:
+    """Of English and Chinese, pooled both ways, with any number of kinds of tokens."""
+    tokenizer = wordpiece(tmp_path / "tokenizer")
+    assert tokenizer.unk_id not in [i for row in tokenizer.encode_batch(TEXTS[2:]) for i in row]
+    cases: list[tuple[Pooled, int]] = [("mean", 2), ("first", 2), ("mean", 3)]
+    asked, ours = [], []
+    for number, (kind, token_types) in enumerate(cases):
+        sizes: dict[str, Any] = {"layers": 2, "embed": 64, "heads": 4, "kv_heads": 4, "mlp": 96}
+        sizes |= {"vocab_size": tokenizer.vocab_size, "max_length": 128, "token_types": token_types}
+        spec = EncoderConfig(masked_head=False, pair_head=False, **sizes)
+        params, pooling = draw_params(spec), Pooling(kind, normalize=True)
+        path = tmp_path / f"{number}.gguf"
+        save_gguf(path, spec, params, tokenizer, kind="F32", pooling=pooling)
+        asked.append({"path": str(path), "embed": TEXTS})
+        model = spec.build(Execution(dtype="float32"))
+        ours.append(TextEncoder(model, {"params": params}, tokenizer, pooling).embed(TEXTS))
+        again = hllm_jax.load(path)
+        assert isinstance(again, TextEncoder)
+        np.testing.assert_array_equal(again.embed(TEXTS), ours[-1])
+    assert cosines(ours[0], ours[1].tolist()).max() < 0.99  # how they are pooled is seen
+    for case, mine, theirs in zip(cases, ours, ask(asked), strict=True):
+        assert cosines(mine, theirs).min() > 0.99999, case
+
+
+@pytest.mark.slow
+def test_llama_cpp_gives_minilm_s_vectors(tmp_path: Path) -> None:
+    convert("all-minilm-l6-v2", tmp_path / "minilm.gguf", dtype="F32")
+    model = hllm_jax.load("all-minilm-l6-v2")
+    assert isinstance(model, TextEncoder)
+    (theirs,) = ask([{"path": str(tmp_path / "minilm.gguf"), "embed": TEXTS}])
+    assert cosines(model.embed(TEXTS), theirs).min() > 0.99999

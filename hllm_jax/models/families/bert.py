@@ -9,7 +9,7 @@ import numpy as np
 
 from hllm_jax.models.families import bert_like
 from hllm_jax.models.families.forms import Same
-from hllm_jax.models.families.published import Keys, refuse_unsaid
+from hllm_jax.models.families.published import ConfigRefused, Keys, refuse_unsaid
 from hllm_jax.models.families.table import Arrays, Row, Table, Tensors, row
 from hllm_jax.models.spec import EncoderConfig
 
@@ -140,8 +140,10 @@ def to_gguf(spec: EncoderConfig) -> dict[str, Any]:
     """Our spec as GGUF metadata; the inverse of `from_gguf`.
 
     Raises:
-        ConfigRefused: the spec has what llama.cpp's `bert` does not, a head for example.
+        ConfigRefused: the spec has what llama.cpp's `bert` does not, a head for example, or no token types.
     """
+    if not spec.token_types:
+        raise ConfigRefused("token_types is 0, and llama.cpp's bert loads no model without them")
     values: dict[str, Any] = {
         "vocab_size": spec.vocab_size,
         "block_count": spec.layers,
@@ -153,6 +155,8 @@ def to_gguf(spec: EncoderConfig) -> dict[str, Any]:
         "attention.causal": False,
     }
     metadata = {f"bert.{key}": value for key, value in values.items()}
+    # llama.cpp expects as many rows in the table as this key says, which stands among the tokenizer's.
+    metadata |= {"tokenizer.ggml.token_type_count": spec.token_types}
     held = Arrays("the spec", {"token_types.weight": np.empty((spec.token_types, spec.embed), np.float32)})
     refuse_unsaid(spec, from_gguf(metadata, held), "llama.cpp's bert")
     return metadata
