@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -19,12 +20,14 @@ from hllm_jax.generation import TextEncoder
 from hllm_jax.interop.gguf_export import KINDS, Kind, save_gguf
 from hllm_jax.interop.sentence_transformers import Kind as Pooled
 from hllm_jax.interop.sentence_transformers import Pooling
-from hllm_jax.models import DecoderConfig, EncoderConfig
+from hllm_jax.models import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from hllm_jax.models.config import Execution
 from hllm_jax.nn import Experts, RopeScaling
+from hllm_jax.nn.mlp import ACTIVATIONS
 from hllm_jax.testing.models import draw_params, tiny_config, tiny_model
 from hllm_jax.tokenizers import Tokenizer, load_tokenizer
 from hllm_jax.training.pretrained import load_pretrained
+from tests.tokenizers import published
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA_CPP = ROOT / ".venv-peers" / "bin" / "python"
@@ -34,10 +37,10 @@ ROWS = [np.random.default_rng(0).integers(0, 256, length).tolist() for length in
 pytestmark = pytest.mark.peers
 
 
-def ask(questions: list[dict[str, Any]]) -> list[Any]:
-    """See `ask_llama_cpp.py`."""
+def ask(questions: list[dict[str, Any]], script: str = "ask_llama_cpp.py") -> list[Any]:
+    """See the head of the script."""
     done = subprocess.run(
-        [str(LLAMA_CPP), str(Path(__file__).with_name("ask_llama_cpp.py"))],
+        [str(LLAMA_CPP), str(Path(__file__).with_name(script))],
         input=json.dumps(questions),
         capture_output=True,
         text=True,
@@ -77,8 +80,20 @@ _GEMMA2: dict[str, Any] = {
 _GLM: dict[str, Any] = {"rope_fraction": 0.5, "rope_pairing": "interleaved", "tie_embeddings": False}
 _EXPERTS: dict[str, Any] = {"experts": Experts(count=4, per_token=2), "tie_embeddings": False}
 
-#: llama.cpp looks GELU up in a table of half floats.
-GELU = 5e-3
+#: Where numbers that differ in the last bit meet different steps of a table.
+STEP = 1e-3
+
+
+@pytest.fixture(autouse=True)
+def gelu_as_in_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks GELU up in a table of half floats where |x| < 10 (ggml, `ggml_vec_gelu_f32`)."""
+
+    def looked_up(x: jax.Array) -> jax.Array:
+        found = jax.nn.gelu(x.astype(jnp.float16).astype(jnp.float32), approximate=True).astype(jnp.float16)
+        return jnp.where(x <= -10, 0.0, jnp.where(x >= 10, x, found.astype(jnp.float32)))
+
+    monkeypatch.setitem(ACTIVATIONS, "gelu_tanh", looked_up)
+
 
 #: Page, spec and largest difference of a log-probability.
 SPECS: list[tuple[str, DecoderConfig, float]] = [
@@ -89,8 +104,8 @@ SPECS: list[tuple[str, DecoderConfig, float]] = [
     ("mixtral", decoder(**_EXPERTS), 1e-4),
     ("qwen2", decoder(qkv_bias=True), 1e-4),
     ("qwen3", decoder(qk_norm=True, head_dim=32, tie_embeddings=False), 1e-4),
-    ("gpt2", decoder(**_GPT2), GELU),
-    ("gemma2", decoder(**_GEMMA2), GELU),
+    ("gpt2", decoder(**_GPT2), STEP),
+    ("gemma2", decoder(**_GEMMA2), STEP),
     ("chatglm", decoder(**_GLM, qkv_bias=True), 1e-4),
     ("glm4", decoder(**_GLM, qkv_bias=True), 1e-4),
     ("glm4", decoder(**_GLM, norm_placement="sandwich"), 1e-4),
@@ -157,6 +172,37 @@ def test_llama_cpp_reads_every_storage_type(bytes_: Tokenizer, tmp_path: Path) -
         ours.append(log_probabilities(read.build(Execution(dtype="float32")), rounded))
     for (kind, tolerance), mine, theirs in zip(STORED.items(), ours, ask(asked), strict=True):
         assert difference(mine, theirs) <= tolerance, kind
+
+
+_V1_1: dict[str, Any] = {
+    "activation": "gelu_tanh",
+    "gated": True,
+    "tie_embeddings": False,
+    "scale_logits": False,
+}
+
+
+def test_llama_cpp_gives_our_probabilities_of_t5(tmp_path: Path) -> None:
+    """Of both versions, with distances of more than one bucket; it does not scale what 1.0's head says."""
+    tokenizer = load_tokenizer(published.read("t5").write(tmp_path / "tokenizer"))
+    sizes: dict[str, Any] = {"layers": 2, "embed": 64, "heads": 4, "kv_heads": 4, "head_dim": 16, "mlp": 96}
+    sizes |= {"vocab_size": tokenizer.vocab_size, "max_length": 128}
+    cases = [({}, 64**0.5, 1e-4), (_V1_1, 1.0, 5 * STEP), (_V1_1 | {"decoder_layers": 1}, 1.0, 5 * STEP)]
+    rng = np.random.default_rng(0)
+    read, written = [*rng.integers(3, 800, 90).tolist(), 1], [0, *rng.integers(3, 800, 70).tolist()]
+    asked, ours = [], []
+    for number, (changes, scale, _) in enumerate(cases):
+        spec = EncoderDecoderConfig(**sizes | changes)
+        params, path = draw_params(spec), tmp_path / f"{number}.gguf"
+        save_gguf(path, spec, params, tokenizer, kind="F32", family="t5")
+        asked.append({"path": str(path), "read": read, "written": written, "vocabulary": spec.vocab_size})
+        model = spec.build(Execution(dtype="float32"))
+        rows = np.array([read], np.int32), np.array([written], np.int32)
+        logits = jax.jit(model.apply)({"params": params}, *rows)[0][0, -1]
+        ours.append(np.asarray(jax.nn.log_softmax(scale * logits)))
+    answers = ask(asked, "ask_llama_cpp_library.py")
+    for (changes, _, tolerance), mine, theirs in zip(cases, ours, answers, strict=True):
+        assert np.abs(mine - theirs).max() <= tolerance, changes
 
 
 TEXTS = [

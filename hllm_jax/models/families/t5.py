@@ -9,7 +9,13 @@ import numpy as np
 
 from hllm_jax.models.families import llama_like
 from hllm_jax.models.families.forms import Each, Matrix, Same
-from hllm_jax.models.families.published import ACTIVATIONS, Keys, activation_to_hf, refuse_unsaid
+from hllm_jax.models.families.published import (
+    ACTIVATIONS,
+    ConfigRefused,
+    Keys,
+    activation_to_hf,
+    refuse_unsaid,
+)
 from hllm_jax.models.families.table import Arrays, Row, Table, Tensors, row
 from hllm_jax.models.spec import EncoderDecoderConfig
 
@@ -256,8 +262,13 @@ def to_gguf(spec: EncoderDecoderConfig) -> dict[str, Any]:
     """Our spec as GGUF metadata; the inverse of `from_gguf`.
 
     Raises:
-        ConfigRefused: the spec has what llama.cpp's `t5` does not.
+        ConfigRefused: the spec has what llama.cpp's `t5` does not, such as a decoder that is the deeper side.
     """
+    if spec.depth > spec.layers:
+        raise ConfigRefused(
+            f"decoder_layers is {spec.depth}, layers {spec.layers}: llama.cpp's t5 runs no decoder that is "
+            "deeper than its encoder"
+        )
     values = {
         "block_count": spec.layers,
         "decoder_block_count": spec.depth,

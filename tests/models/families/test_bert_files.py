@@ -149,6 +149,8 @@ def test_export_refuses_what_a_class_cannot_say() -> None:
         )
     with pytest.raises(ConfigRefused, match="masked_head is True"):
         bert.to_gguf(spec)
+    with pytest.raises(ConfigRefused, match=r"token_types is 0, and llama\.cpp's bert loads no model"):
+        bert.to_gguf(dataclasses.replace(spec, token_types=0))
     # A file with a pooler beside the head is said by the class with the head.
     both = dataclasses.replace(CASES["roberta-masked"].spec, pooler=True)
     assert roberta.to_hf(both)["architectures"] == ["RobertaForMaskedLM"]

@@ -61,6 +61,10 @@ def test_an_unknown_feed_forward_network_is_refused(name: str) -> None:
 
 def test_what_the_formats_cannot_say_is_refused() -> None:
     spec = t5.PRESETS["t5-small"]
+    with pytest.raises(
+        ConfigRefused, match=r"decoder_layers is 7, layers 6: llama\.cpp's t5 runs no decoder"
+    ):
+        t5.to_gguf(dataclasses.replace(spec, decoder_layers=7))
     with pytest.raises(ConfigRefused, match="tie_embeddings is False"):
         t5.to_hf(dataclasses.replace(spec, tie_embeddings=False))
     with pytest.raises(ConfigRefused, match="activation is 'gelu'"):
@@ -81,8 +85,9 @@ def test_tensors_have_the_names_that_llama_cpp_gives_them(case: Case) -> None:
         np.testing.assert_array_equal(ours[name], case.weights[published], err_msg=name)
 
 
-@pytest.mark.parametrize("case", SAID, ids=repr)
+@pytest.mark.parametrize("case", [case for case in SAID if case.name != "v1_1"], ids=repr)
 def test_a_gguf_file_is_read_as_it_was_written(case: Case, tmp_path: Path) -> None:
+    """But for one whose decoder is the deeper side, which is refused."""
     path = tmp_path / "model.gguf"
     save_gguf(path, case.spec, case.params(), kind="F32", family="t5")
     file = GGUF(path)
