@@ -12,9 +12,12 @@ import pytest
 from hllm_jax.cli import main
 from hllm_jax.conversion import ConversionRefused, compare, convert
 from hllm_jax.interop import save_hf
+from hllm_jax.interop.sentence_transformers import Pooling, read_pooling
+from hllm_jax.models import EncoderConfig
+from hllm_jax.models.families.published import ConfigRefused
 from hllm_jax.models.layout import flat_unrolled
 from hllm_jax.testing import ByteTokenizer
-from hllm_jax.testing.models import tiny_config, tiny_model
+from hllm_jax.testing.models import draw_params, tiny_config, tiny_model
 from hllm_jax.training.checkpoints import CheckpointError, Checkpoints
 from hllm_jax.training.pretrained import load_pretrained
 
@@ -75,6 +78,31 @@ def test_targets_that_are_refused(source: Path, tmp_path: Path) -> None:
     save_hf(tmp_path / "other", tiny_config(), tiny_model(tiny_config())[1])
     with pytest.raises(ConversionRefused, match=rf"has {CONFIG.vocab_size} ids, .* has 67"):
         compare(source, tmp_path / "other")
+
+
+def test_an_encoder_takes_its_pooling_with_it(tmp_path: Path) -> None:
+    sizes = {
+        "layers": 1,
+        "embed": 24,
+        "heads": 3,
+        "kv_heads": 3,
+        "mlp": 40,
+        "max_length": 32,
+        "vocab_size": 50,
+    }
+    config = EncoderConfig(masked_head=False, pair_head=False, **sizes)
+    save_hf(tmp_path / "source", config, draw_params(config))
+    with pytest.raises(ConfigRefused, match="no place for this one's pooler"):
+        convert(tmp_path / "source", tmp_path / "model.gguf")
+    types = ("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
+    modules = [{"idx": i, "path": path, "type": types[i]} for i, path in enumerate(("", "1_Pooling"))]
+    (tmp_path / "source" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "source" / "1_Pooling").mkdir()
+    told = json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    (tmp_path / "source" / "1_Pooling" / "config.json").write_text(told)
+    done = convert(tmp_path / "source", tmp_path / "model.gguf", dtype="F32", verify=True)
+    assert done["max_difference"] == 0
+    assert read_pooling(tmp_path / "model.gguf") == Pooling("first", normalize=True)
 
 
 def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def read_pooling(model: str | os.PathLike[str]) -> Pooling | None:
             the pooling, several vectors joined).
     """
     folder = resolve(model).fetch()
-    if folder.suffix == ".gguf":
+    if folder.is_file():
         return _of_metadata(GGUF(folder))
     if not (folder / MODULES).is_file():
         return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 JSON, MODEL = TokenizersCodec.FILE, SentencePieceCodec.FILE
-VOCABULARIES = (JSON, MODEL, "spiece.model", "vocab.txt", "vocab.json")
+VOCABULARIES = (JSON, MODEL, "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
 CONFIG, TEMPLATE, GENERATION = "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
 NAMES, ADDED, MODEL_CONFIG = "special_tokens_map.json", "added_tokens.json", "config.json"
 OURS = "hllm"  # the section of tokenizer_config.json that only we read
@@ -34,8 +34,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Load a tokenizer folder: ours, or that of a Hugging Face model.
 
     Args:
-        folder: holds tokenizer.json, tokenizer.model, spiece.model, vocab.txt, or vocab.json and merges.txt;
-            a local path or any that `etils.epath` reads.
+        folder: holds tokenizer.json, tokenizer.model, spiece.model, sentencepiece.bpe.model, vocab.txt, or
+            vocab.json and merges.txt; a local path or any that `etils.epath` reads.
 
     Raises:
         NoTokenizer: none of these files is there.

@@ -1,6 +1,6 @@
 """The conventions of published tokenizers: what their files leave unsaid, by tokenizer class.
 
-The older a published model is, the less its folder says: the rules of BERT, GPT-1, GPT-2, RoBERTa, T5,
+The older a published model is, the less its folder says: the rules of BERT, GPT-1, GPT-2, RoBERTa, XLM-R, T5,
 ALBERT, Qwen2 and LLaMA-2 stand in the code that their vocabularies were published with. They are written
 down here as data. A `tokenizer.json`, where there is one, says its rules itself; then only names of tokens
 come from here.
@@ -176,7 +176,7 @@ def _word_bpe(files: list[bytes], parts: Parts) -> Content:
 
 def _unigram(proto: Proto) -> list[tuple[str, float]]:
     if proto.kind != "unigram":
-        raise TokenizerError(f"spiece.model is a SentencePiece model of the kind {proto.kind!r}, not unigram")
+        raise TokenizerError(f"the SentencePiece model is of the kind {proto.kind!r}, not unigram")
     return list(zip(proto.texts, proto.scores, strict=True))
 
 
@@ -225,6 +225,24 @@ def _albert(files: list[bytes], parts: Parts) -> Content:
     )
 
 
+def _xlm_roberta(files: list[bytes], parts: Parts) -> Content:
+    """Fairseq's ids: four tokens in place of SentencePiece's three, then its pieces, and the mask last."""
+    proto = Proto.read(files[0])
+    pieces = _unigram(proto)
+    if proto.types[:3] != (UNKNOWN, CONTROL, CONTROL):
+        first = ", ".join(map(repr, proto.texts[:3]))
+        raise TokenizerError(
+            "sentencepiece.bpe.model must begin with its unknown, begin and end, in whose place four others "
+            f"come; it begins with {first}"
+        )
+    first = [(parts.tokens[role], 0.0) for role in ("bos", "pad", "eos", "unk")]
+    pieces = [*first, *pieces[3:], (parts.tokens["mask"], 0.0)]
+    added = parts.special({text: i for i, (text, _) in enumerate(pieces)})
+    return definitions.unigram(
+        pieces, 3, charsmap=proto.charsmap, added=added, frame=parts.frame(_roles(parts, added))
+    )
+
+
 def _roles(parts: Parts, added: list[AddedToken]) -> dict[str, int]:
     ids = {token.content: token.id for token in added}
     return {role: ids[text] for role, text in parts.tokens.items()}
@@ -247,13 +265,15 @@ GEMMA_TOKENS = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"}
 GPT1_TOKENS = {"unk": "<unk>", "eos": "<unk>"}
 
 BERT_FRAME = {"single": "cls A sep", "pair": "cls A sep B:1 sep:1"}
+ROBERTA_FRAME = {"single": "cls A sep", "pair": "cls A sep sep B sep"}
 BPE_FILES = ("vocab.json", "merges.txt")
 
 CONVENTIONS: dict[str, Convention] = {
     "BertTokenizer": Convention(BERT_TOKENS, ("vocab.txt",), _wordpiece, **BERT_FRAME),
     "GPT2Tokenizer": Convention(GPT2_TOKENS, BPE_FILES, _byte_bpe),
-    "RobertaTokenizer": Convention(
-        ROBERTA_TOKENS, BPE_FILES, _byte_bpe, single="cls A sep", pair="cls A sep sep B sep"
+    "RobertaTokenizer": Convention(ROBERTA_TOKENS, BPE_FILES, _byte_bpe, **ROBERTA_FRAME),
+    "XLMRobertaTokenizer": Convention(
+        ROBERTA_TOKENS, ("sentencepiece.bpe.model",), _xlm_roberta, **ROBERTA_FRAME
     ),
     "Qwen2Tokenizer": Convention(
         dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
@@ -272,6 +292,7 @@ MODEL_TYPES = {
     **dict.fromkeys(("bert", "distilbert", "mobilebert", "electra"), "BertTokenizer"),
     **dict.fromkeys(("gpt2", "gpt_neo"), "GPT2Tokenizer"),
     "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
     **dict.fromkeys(("qwen2", "qwen3"), "Qwen2Tokenizer"),
     "openai-gpt": "OpenAIGPTTokenizer",
     **dict.fromkeys(("t5", "mt5", "umt5"), "T5Tokenizer"),
