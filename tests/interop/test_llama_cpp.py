@@ -22,6 +22,7 @@ from hllm_jax.interop.sentence_transformers import Kind as Pooled
 from hllm_jax.interop.sentence_transformers import Pooling
 from hllm_jax.models import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from hllm_jax.models.config import Execution
+from hllm_jax.models.families import families
 from hllm_jax.nn import Experts, RopeScaling
 from hllm_jax.nn.mlp import ACTIVATIONS
 from hllm_jax.testing.models import draw_params, tiny_config, tiny_model
@@ -106,6 +107,8 @@ SPECS: list[tuple[str, DecoderConfig, float]] = [
     ("qwen3", decoder(qk_norm=True, head_dim=32, tie_embeddings=False), 1e-4),
     ("gpt2", decoder(**_GPT2), STEP),
     ("gemma2", decoder(**_GEMMA2), STEP),
+    # The 27B model, which llama.cpp knows by its depth, scales its scores otherwise: seen as 4 here.
+    ("gemma2", decoder(**_GEMMA2, layers=46, head_dim=32, attention_scale=0.25), 50 * STEP),
     ("chatglm", decoder(**_GLM, qkv_bias=True), 1e-4),
     ("glm4", decoder(**_GLM, qkv_bias=True), 1e-4),
     ("glm4", decoder(**_GLM, norm_placement="sandwich"), 1e-4),
@@ -146,7 +149,7 @@ def difference(ours: list[np.ndarray], theirs: list[dict[str, float]]) -> float:
 def test_llama_cpp_gives_our_probabilities(bytes_: Tokenizer, tmp_path: Path) -> None:
     asked, ours = [], []
     for number, (page, spec, _) in enumerate(SPECS):
-        model, params = tiny_model(spec)
+        model, params = tiny_model(spec, scan_layers=spec.layers > 2)
         path = tmp_path / f"{number}.gguf"
         save_gguf(path, spec, params, bytes_, kind="F32", family=page)
         asked.append({"path": str(path), "rows": ROWS, "letter": ALPHABET.index("a")})
@@ -212,6 +215,11 @@ TEXTS = [
     "机器学习与 JAX",
     "def f(x): return x + 1",
 ]
+
+
+def test_every_page_that_writes_gguf_is_here() -> None:
+    writing = {name for name, page in families().items() if getattr(page, "GGUF_ARCHITECTURES", ())}
+    assert writing == {page for page, _, _ in SPECS} | {"bert", "t5"}
 
 
 def cosines(ours: np.ndarray, theirs: list[list[float]]) -> np.ndarray:
