@@ -185,12 +185,13 @@ def _write(
     tokenizer: Tokenizer | None,
     source: str | os.PathLike[str],
 ) -> dict[str, Any]:
+    from hllm_jax.interop.sentence_transformers import read_pooling, write_pooling
+    from hllm_jax.models.spec import EncoderConfig
+
+    pooling = read_pooling(source) if isinstance(config, EncoderConfig) else None
     if kind == "gguf":
         from hllm_jax.interop.gguf_export import save_gguf
-        from hllm_jax.interop.sentence_transformers import read_pooling
-        from hllm_jax.models.spec import EncoderConfig
 
-        pooling = read_pooling(source) if isinstance(config, EncoderConfig) else None
         stored_as = cast("Kind", dtype)
         return {"tensors": save_gguf(draft, config, params, tokenizer, kind=stored_as, pooling=pooling)}
 
@@ -207,9 +208,10 @@ def _write(
         from hllm_jax.interop.models import save_hf
 
         save_hf(draft, config, params, tokenizer)
-        return {}
+    else:
+        from hllm_jax.training.pretrained import save_weights
 
-    from hllm_jax.training.pretrained import save_weights
-
-    save_weights(draft, config, params, tokenizer)
+        save_weights(draft, config, params, tokenizer)
+    if pooling is not None:
+        write_pooling(draft, pooling, config.embed)
     return {}

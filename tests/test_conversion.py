@@ -103,6 +103,10 @@ def test_an_encoder_takes_its_pooling_with_it(tmp_path: Path) -> None:
     done = convert(tmp_path / "source", tmp_path / "model.gguf", dtype="F32", verify=True)
     assert done["max_difference"] == 0
     assert read_pooling(tmp_path / "model.gguf") == Pooling("first", normalize=True)
+    for source in ("source", "model.gguf"):
+        for to in ("hf", "orbax"):
+            convert(tmp_path / source, tmp_path / f"{source}-{to}", to)
+            assert read_pooling(tmp_path / f"{source}-{to}") == read_pooling(tmp_path / source)
 
 
 def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,6 +85,31 @@ def read_pooling(model: str | os.PathLike[str]) -> Pooling | None:
         max_length=settings.get("max_seq_length"),
         lowercase=bool(settings.get("do_lower_case", False)),
     )
+
+
+def write_pooling(folder: Path, pooling: Pooling, embed: int) -> None:
+    """Write into a model's folder what `read_pooling` reads, in the form of sentence-transformers.
+
+    Args:
+        folder: of the model.
+        pooling: how a text becomes a vector.
+        embed: size of the vectors.
+    """
+    parts = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    parts += [("2_Normalize", "Normalize")] if pooling.normalize else []
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(parts)
+    ]
+    flags = {flag: kind == pooling.kind for flag, kind in KINDS.items() if flag.startswith("pooling_mode_")}
+    settings = {"max_seq_length": pooling.max_length, "do_lower_case": pooling.lowercase}
+    (folder / "1_Pooling").mkdir(parents=True)
+    for name, content in (
+        (MODULES, modules),
+        ("1_Pooling/config.json", {"word_embedding_dimension": embed, **flags}),
+        ("sentence_bert_config.json", {k: v for k, v in settings.items() if v is not None}),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def pooling_to_gguf(pooling: Pooling, architecture: str) -> dict[str, int]:

@@ -62,7 +62,16 @@ def test_unknown_families_and_impossible_configs_name_the_file(tmp_path: Path) -
     for change, says in (
         ({"model_type": "mamba"}, "family 'mamba'; known here: .*llama"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3 kv heads"),
-        ({"hidden_size": "wide"}, "wrong type"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling and rope_parameters differ in .*rope_type",
+        ),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', expected a mapping"),
+        ({"hidden_size": 24.0}, "hidden_size is 24.0, expected a whole number"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, expected a whole number"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', expected true or false"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, expected a finite number"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide', expected a whole number"),
         ({"hidden_act": "maxout"}, "hidden_act 'maxout'"),
     ):
         (folder / "config.json").write_text(json.dumps(case.config | change))

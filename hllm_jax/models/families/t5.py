@@ -228,7 +228,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Tensors) -> EncoderDecoderCo
     llama.cpp does not scale the logits of T5 1.0. They are scaled here, as its authors do.
 
     Raises:
-        ConfigRefused: a needed key is missing.
+        ConfigRefused: a needed key is missing, or a feature is asked for that would change the logits.
     """
     keys = Keys(metadata, prefix="t5.", where="the GGUF file")
     layers, heads, embed = (keys.take(k) for k in ("block_count", "attention.head_count", "embedding_length"))
@@ -237,7 +237,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Tensors) -> EncoderDecoderCo
     gated, tied = "enc.blk.0.ffn_gate.weight" in shapes, "output.weight" not in shapes
     end = metadata.get("tokenizer.ggml.eos_token_id", 1)
     keys.only("attention.head_count_kv", heads)
-    return EncoderDecoderConfig(
+    spec = EncoderDecoderConfig(
         vocab_size=keys.take("vocab_size", shapes.get("token_embd.weight", (0,))[0]),
         layers=layers,
         decoder_layers=None if decoder_layers == layers else decoder_layers,
@@ -256,6 +256,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Tensors) -> EncoderDecoderCo
         decoder_start=keys.take("decoder_start_token_id", 0),
         stop_ids=(end,),
     )
+    keys.finish()
+    return spec
 
 
 def to_gguf(spec: EncoderDecoderConfig) -> dict[str, Any]:
@@ -289,6 +291,6 @@ def to_gguf(spec: EncoderDecoderConfig) -> dict[str, Any]:
     names += ["enc.blk.0.ffn_gate.weight"] if spec.gated else []
     told = Arrays("the GGUF file", {name: np.empty(0, np.float32) for name in names})
     # What ends a text is the tokenizer's part of the file.
-    end = {"tokenizer.ggml.eos_token_id": spec.stop_ids[0]}
+    end = {"tokenizer.ggml.eos_token_id": spec.stop_ids[0]} if spec.stop_ids else {}
     refuse_unsaid(spec, from_gguf(metadata | end, told), "llama.cpp's t5")
     return metadata

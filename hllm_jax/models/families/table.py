@@ -142,13 +142,14 @@ class Table:
             shapes: every parameter of the architecture by path.
 
         Raises:
-            TensorsError: before anything is read, with all names that are missing, unknown or misshapen.
+            TensorsError: before anything is read, with all names that are missing, unknown or misshapen; or
+                when it is read, of a tensor that holds whole numbers.
         """
         tensors = self.named(tensors)
         entries = self.entries(shapes)
         self.check(tensors, entries, shapes)
         for entry in entries:
-            theirs = [tensors.read(name) for name in entry.theirs]
+            theirs = [_numbers(tensors, name) for name in entry.theirs]
             yield from zip(
                 entry.ours, entry.form.load(theirs, [shapes[path] for path in entry.ours]), strict=True
             )
@@ -277,6 +278,14 @@ def _match(template: str, name: str) -> str | None:
 def _nearest(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, 1)
     return f" (nearest in the file: {near[0]})" if near else ""
+
+
+def _numbers(tensors: Tensors, name: str) -> np.ndarray:
+    """A tensor of weights, which are no whole numbers."""
+    array = tensors.read(name)
+    if array.dtype.kind in "biu":
+        raise TensorsError(f"{tensors.where}: {name} holds {array.dtype}, expected floating point numbers")
+    return array
 
 
 def _first(problems: list[str], limit: int = 20) -> str:

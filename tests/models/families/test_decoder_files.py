@@ -52,6 +52,13 @@ def test_a_head_that_is_saved_with_its_embedding_must_be_it() -> None:
         flat(case, {**case.weights, "lm_head.weight": table + 1})
 
 
+def test_weights_are_no_whole_numbers() -> None:
+    case = CASES["gpt2-tied"]
+    scale = np.ones_like(case.weights["transformer.ln_f.weight"], dtype=np.int32)
+    with pytest.raises(TensorsError, match=r"transformer\.ln_f\.weight holds int32, expected floating point"):
+        flat(case, {**case.weights, "transformer.ln_f.weight": scale})
+
+
 # ---- configs ----
 
 # Published files of openai-community/gpt2, distilbert/distilgpt2, openai-community/openai-gpt and

@@ -71,6 +71,15 @@ def test_what_the_formats_cannot_say_is_refused() -> None:
         t5.to_hf(dataclasses.replace(spec, gated=True, activation="gelu"))
     with pytest.raises(ConfigRefused, match="relative_distance is 64"):
         t5.to_gguf(dataclasses.replace(spec, relative_distance=64))
+    with pytest.raises(ConfigRefused, match="stop_ids is"):
+        t5.to_gguf(dataclasses.replace(spec, stop_ids=()))
+
+
+def test_values_of_another_kind_are_refused() -> None:
+    with pytest.raises(ConfigRefused, match="eos_token_id is 'x', expected the id of a token"):
+        t5.from_hf({**_PUBLISHED, "eos_token_id": "x"})
+    with pytest.raises(ConfigRefused, match="feed_forward_proj is 3, expected a text"):
+        t5.from_hf({**_PUBLISHED, "feed_forward_proj": 3})
 
 
 @pytest.mark.parametrize("case", SAID, ids=repr)
