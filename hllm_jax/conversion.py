@@ -83,8 +83,8 @@ def convert(
         `max_difference, mean_kl, agreement, tolerance`.
 
     Raises:
-        ConversionRefused: something is there already, a dtype that the kind does not have, a difference above
-            the tolerance.
+        ConversionRefused: something is there already, a name that belongs to another kind, a dtype that the
+            kind does not have, a difference above the tolerance.
         ValueError: the source cannot be read, or the format cannot say it.
     """
     path = Path(target).expanduser()
@@ -92,6 +92,10 @@ def convert(
     dtype = DTYPES[kind][0] if dtype is None else dtype
     if dtype not in DTYPES[kind]:
         raise ConversionRefused(f"--to {kind} writes {', '.join(DTYPES[kind])}, not {dtype}")
+    if (kind == "gguf") != (path.suffix == ".gguf"):
+        raise ConversionRefused(
+            f"{path}, and --to {kind}: a GGUF file, and nothing else, has a name that ends in .gguf"
+        )
     if path.exists():
         raise ConversionRefused(f"{path} is there already: remove it, or choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,9 @@ def test_targets_that_are_refused(source: Path, tmp_path: Path) -> None:
         convert(source, source)
     with pytest.raises(ConversionRefused, match="--to gguf writes F16, F32"):
         convert(source, tmp_path / "x.gguf", dtype="float32")
+    for name, to in (("x", "gguf"), ("x.gguf", "hf")):
+        with pytest.raises(ConversionRefused, match=r"a name that ends in \.gguf"):
+            convert(source, tmp_path / name, to)
     save_hf(tmp_path / "other", tiny_config(), tiny_model(tiny_config())[1])
     with pytest.raises(ConversionRefused, match=rf"has {CONFIG.vocab_size} ids, .* has 67"):
         compare(source, tmp_path / "other")

@@ -133,7 +133,7 @@ def resolve(model: str | os.PathLike[str]) -> Source:
     """Find out what a MODEL argument is; nothing is opened or fetched.
 
     Raises:
-        UnknownModel: with what MODEL may be and the nearest registered name.
+        UnknownModel: with what MODEL may be and the nearest name.
     """
     name, path = os.fspath(model), Path(model).expanduser()
     if name in REGISTERED and not path.exists():
@@ -154,7 +154,15 @@ def resolve(model: str | os.PathLike[str]) -> Source:
                 return Source(kind, name, path)
         inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise UnknownModel(f"{name} is a folder, but no model: it holds {inside}. MODEL is {FORMS}")
-    near = difflib.get_close_matches(name, REGISTERED, 1, 0)
+    from hllm_jax.models.families import presets
+
+    sizes = presets()
+    if name in sizes:
+        raise UnknownModel(
+            f"{name} is a published size, without weights: `hllm inspect` shows it, and `model.preset={name}` "
+            f"trains it. MODEL is {FORMS}"
+        )
+    near = difflib.get_close_matches(name, [*REGISTERED, *sizes], 1, 0)
     raise UnknownModel(
         f"there is no {name!r}: MODEL is {FORMS}; registered: {', '.join(REGISTERED)}, nearest: {near[0]}"
     )

@@ -146,7 +146,7 @@ def init_variables(model: nn.Module, key: jax.Array) -> Any:
         return _init(model, key)
     execution = model.execution
     stacked = _init(model.clone(execution=dataclasses.replace(execution, scan_layers=True)), key)
-    return {name: _unbox_layers(unstack_layers(tree)) for name, tree in stacked.items()}
+    return {name: _unlayered(unstack_layers(tree)) for name, tree in stacked.items()}
 
 
 def _init(model: nn.Module, key: jax.Array) -> Any:
@@ -154,11 +154,11 @@ def _init(model: nn.Module, key: jax.Array) -> Any:
     return model.init(key, *([tokens, tokens] if isinstance(model, EncoderDecoder) else [tokens]))
 
 
-def _unbox_layers(tree: Any) -> Any:
+def _unlayered(tree: Any) -> Any:
     """Boxes without the axis `layers` that was taken away from what is in them."""
 
     def without(box: Any) -> Any:
-        return box.replace(names=box.names[1:]) if box.names[0] == "layers" else box
+        return box.replace(names=box.names[1:]) if box.names[:1] == ("layers",) else box
 
     return jax.tree.map(without, tree, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata))
 

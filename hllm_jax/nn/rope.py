@@ -68,8 +68,8 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array, pairing: Pairing) -
     Args:
         x: `[B, L, H, h]`.
         cos, sin: `[B, L, r/2]` from `rope_angles`; the first r coordinates turn, the others stay.
-        pairing: `"half"` pairs i with i + r/2 (Hugging Face), `"interleaved"` pairs 2i with 2i + 1
-            (Meta, llama2.c, GGUF). Which one a checkpoint uses is data of its family.
+        pairing: `"half"` pairs i with i + r/2, `"interleaved"` pairs 2i with 2i + 1. Which one a checkpoint
+            uses is data of its family and format.
 
     Returns:
         `[B, L, H, h]` in the dtype of `x`; the rotation is done in float32.

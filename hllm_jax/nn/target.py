@@ -18,7 +18,11 @@ def target_platform() -> str:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Generator[None]:
-    """While tracing in here, the program is for devices of this platform, which need not be there."""
+    """While tracing in here, the program is for devices of this platform, which need not be there.
+
+    What `jax.jit` has traced before for the same shapes it does not trace again: make a new jitted function
+    for another platform.
+    """
     token = _TARGET.set(platform)
     try:
         yield
