@@ -84,7 +84,7 @@ def convert(
 
     Raises:
         ConversionRefused: something is there already, a name that belongs to another kind, a dtype that the
-            kind does not have, a difference above the tolerance.
+            kind does not have, a tolerance that is none or is not asked for, a difference above it.
         ValueError: the source cannot be read, or the format cannot say it.
     """
     path = Path(target).expanduser()
@@ -92,6 +92,8 @@ def convert(
     dtype = DTYPES[kind][0] if dtype is None else dtype
     if dtype not in DTYPES[kind]:
         raise ConversionRefused(f"--to {kind} writes {', '.join(DTYPES[kind])}, not {dtype}")
+    if tolerance is not None and not (verify and tolerance >= 0):
+        raise ConversionRefused(f"--tolerance {tolerance} needs --verify, and is to be 0 or more")
     if (kind == "gguf") != (path.suffix == ".gguf"):
         raise ConversionRefused(
             f"{path}, and --to {kind}: a GGUF file, and nothing else, has a name that ends in .gguf"

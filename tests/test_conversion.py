@@ -78,6 +78,9 @@ def test_targets_that_are_refused(source: Path, tmp_path: Path) -> None:
     for name, to in (("x", "gguf"), ("x.gguf", "hf")):
         with pytest.raises(ConversionRefused, match=r"a name that ends in \.gguf"):
             convert(source, tmp_path / name, to)
+    for verify, tolerance in ((False, 0.1), (True, -1.0), (True, float("nan"))):
+        with pytest.raises(ConversionRefused, match="needs --verify, and is to be 0 or more"):
+            convert(source, tmp_path / "x", verify=verify, tolerance=tolerance)
     save_hf(tmp_path / "other", tiny_config(), tiny_model(tiny_config())[1])
     with pytest.raises(ConversionRefused, match=rf"has {CONFIG.vocab_size} ids, .* has 67"):
         compare(source, tmp_path / "other")

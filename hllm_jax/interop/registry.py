@@ -159,7 +159,7 @@ def resolve(model: str | os.PathLike[str]) -> Source:
     sizes = presets()
     if name in sizes:
         raise UnknownModel(
-            f"{name} is a published size, without weights: `hllm inspect` shows it, and `model.preset={name}` "
+            f"{name} is a published size, without weights: `hllm inspect` shows it, `model.preset={name}` "
             f"trains it. MODEL is {FORMS}"
         )
     near = difflib.get_close_matches(name, [*REGISTERED, *sizes], 1, 0)

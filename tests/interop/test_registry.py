@@ -41,6 +41,10 @@ def test_every_form_is_told_apart(tmp_path: Path) -> None:
 def test_nothing_is_said_with_what_model_may_be_and_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(UnknownModel, match=r"(?s)no 'smolm2-135m'.*a run folder.*\.gguf.*nearest: smollm2"):
         resolve("smolm2-135m")
+    with pytest.raises(UnknownModel, match=r"nearest: llama-2-7b"):
+        resolve("lama-2-7b")
+    with pytest.raises(UnknownModel, match=r"llama-2-7b is a published size, without weights"):
+        resolve("llama-2-7b")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UnknownModel, match=r"is a folder, but no model: it holds notes\.txt"):
         resolve(tmp_path)

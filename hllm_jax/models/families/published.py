@@ -1,4 +1,4 @@
-"""Reading config.json: every key is taken, refused, or known to change nothing; both spellings of RoPE."""
+"""Reading config.json: keys are taken, refused, known to be silent, or warned of; both spellings of RoPE."""
 
 from __future__ import annotations
 
