@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,13 +181,13 @@ def cache_memory(spec: Spec) -> dict[str, int]:
 def show(found: Mapping[str, Any]) -> None:
     """Print what `inspect` found for people."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     console.print(f"[bold]{found['name']}[/bold] ({found['kind']}): {found['parameters']:,} parameters")
     (said,) = (found[kind] for kind in CAN if kind in found)
     console.print(", ".join(f"{name} {value}" for name, value in said.items() if value is not None))
-    table = Table("parameter", "shape", "axes", box=None, pad_edge=False)
+    table = Table(Column("parameter", overflow="fold"), "shape", "axes", box=None, pad_edge=False)
     axes = _folded(found["axes"])
     for path, shape in _folded(found["shapes"]).items():
         table.add_row(path, " x ".join(map(str, shape)), ", ".join(axes[path]))
@@ -265,17 +266,19 @@ def _describe(
 
 
 def _folded(shapes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """`layers_0 … layers_11` as one line each where all have the same shape."""
-    layers = sorted(
-        {int(path.split("/")[0].removeprefix("layers_")) for path in shapes if path.startswith("layers_")}
-    )
+    """`layers_0 … layers_11` as one line each where all of a side have the same shape."""
+    found = {path: re.fullmatch(r"(.*/)?layers_(\d+)/(.+)", path) for path in shapes}
+    last: dict[str | None, int] = {}
+    for match in filter(None, found.values()):
+        last[match[1]] = max(int(match[2]), last.get(match[1], 0))
     folded: dict[str, list[Any]] = {}
     for path, shape in shapes.items():
-        first, _, rest = path.partition("/")
-        if first.startswith("layers_") and all(shapes.get(f"layers_{i}/{rest}") == shape for i in layers):
-            folded[f"layers_0…{layers[-1]}/{rest}"] = shape
-        else:
-            folded[path] = shape
+        match = found[path]
+        if match is not None:
+            side, rest, count = match[1] or "", match[3], last[match[1]] + 1
+            if all(shapes.get(f"{side}layers_{i}/{rest}") == shape for i in range(count)):
+                path = f"{side}layers_0…{count - 1}/{rest}"
+        folded[path] = shape
     return folded
 
 

@@ -86,6 +86,11 @@ def test_inspect_shows_equal_layers_once(small: str, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert "layers_0…1/attention/key/kernel" in shown
     assert "layers_1/" not in shown
+    assert main(["inspect", "t5-small"]) == 0
+    shown = capsys.readouterr().out
+    assert "encoder/layers_0…5/mlp/up" in shown
+    assert "decoder/layers_0…5/mlp/up" in shown
+    assert "layers_1/" not in shown
 
 
 @pytest.mark.parametrize(

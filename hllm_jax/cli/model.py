@@ -79,7 +79,9 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("target", metavar="DST", help="the folder or .gguf file to write")
     parser.add_argument("--to", choices=("hf", "gguf", "orbax"), help="default: gguf for *.gguf, else hf")
     parser.add_argument(
-        "--dtype", help="float32, bfloat16, float16; for GGUF F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0"
+        "--dtype",
+        help="float32 (default), bfloat16, float16; for GGUF F16 (default), F32, BF16, Q8_0, Q5_1, Q5_0, "
+        "Q4_1, Q4_0",
     )
     parser.add_argument(
         "--verify", action="store_true", help="run both on the same tokens; refuse a difference"
