@@ -145,6 +145,8 @@ def each_prompt(prompts: Any) -> list[Any]:
             raise ValueError(
                 f"prompt {i} must be a text, a list of messages or a list of ids, got {type(prompt)}"
             )
+        if not isinstance(prompt, str) and len(prompt) == 0:
+            raise ValueError(f"prompt {i} is empty: give a text, at least one message or at least one id")
     return list(prompts)
 
 

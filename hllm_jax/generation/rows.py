@@ -50,7 +50,10 @@ def _ints(name: str, values: Any, shape: tuple[int, ...] | None) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError:
-        array = np.zeros(0)
+        raise ValueError(
+            f"{name} must be integers [B, L], and these rows differ in length: fill them up to one length, "
+            "with segment_ids 0 there"
+        ) from None
     if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must be integers [B, L], got {array.dtype} of shape {array.shape}")
     if shape is not None and array.shape != shape:

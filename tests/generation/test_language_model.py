@@ -54,6 +54,8 @@ def test_seeds():
         (7, "list of messages"),
         ([{"role": "user", "content": "hi"}, "x"], "."),
         (["fine", 3], "prompt 1 must be"),
+        (["fine", []], "prompt 1 is empty"),
+        ([[]], "prompt 0 is empty"),
         ([[1, 2, 300]], "token 300 is outside"),
     ],
 )
@@ -119,7 +121,7 @@ def test_a_later_token_leaves_earlier_logits_bit_equal():
         ([[5, 6]], {"segment_ids": [[1]]}, "shape of tokens"),
         ([5, 6], {}, r"integers \[B, L\]"),
         ([[0.5]], {}, r"integers \[B, L\]"),
-        ([[5], [6, 7]], {}, r"integers \[B, L\]"),
+        ([[5], [6, 7]], {}, r"integers \[B, L\], and these rows differ in length"),
     ],
 )
 def test_logits_refuse_what_jax_would_clamp(tokens, more, message):
