@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,18 +266,18 @@ def _describe(
 
 def _folded(shapes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """`layers_0 … layers_11` as one line each where all of a side have the same shape."""
-    found = {path: re.fullmatch(r"(.*/)?layers_(\d+)/(.+)", path) for path in shapes}
-    last: dict[str | None, int] = {}
-    for match in filter(None, found.values()):
-        last[match[1]] = max(int(match[2]), last.get(match[1], 0))
+    from hllm_jax.models.layout import stacked_path
+
+    alike: dict[str, list[str]] = {}
+    for path in shapes:
+        alike.setdefault(stacked_path(path)[0], []).append(path)
     folded: dict[str, list[Any]] = {}
-    for path, shape in shapes.items():
-        match = found[path]
-        if match is not None:
-            side, rest, count = match[1] or "", match[3], last[match[1]] + 1
-            if all(shapes.get(f"{side}layers_{i}/{rest}") == shape for i in range(count)):
-                path = f"{side}layers_0…{count - 1}/{rest}"
-        folded[path] = shape
+    for stacked, paths in alike.items():
+        numbers = [index for path in paths if (index := stacked_path(path)[1]) is not None]
+        if numbers and all(shapes[path] == shapes[paths[0]] for path in paths):
+            folded[stacked.replace("layers/", f"layers_0…{max(numbers)}/", 1)] = shapes[paths[0]]
+        else:
+            folded |= {path: shapes[path] for path in paths}
     return folded
 
 

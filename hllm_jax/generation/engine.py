@@ -15,6 +15,7 @@ import numpy as np
 
 from hllm_jax.generation.decode import CHUNK, Rows, Writer, bucket, decode, prefill, room, start
 from hllm_jax.generation.request import Completion, Delta, FinishReason, Request, Sampling, check_prompt
+from hllm_jax.generation.rows import right_padded
 from hllm_jax.generation.sampling import sampling_rows
 from hllm_jax.generation.stops import StopStrings
 
@@ -120,10 +121,9 @@ class Engine:
         P = _round_up(len(requests))
         longest = max(len(request.tokens) for request in requests)
         L = bucket(longest, self.model.config.max_length)
-        tokens, lengths = np.zeros((P, L), np.int32), np.ones(P, np.int32)
-        for i, request in enumerate(requests):
-            tokens[i, : len(request.tokens)] = request.tokens
-            lengths[i] = len(request.tokens)
+        tokens = right_padded([request.tokens for request in requests], P, L)
+        lengths = np.ones(P, np.int32)
+        lengths[: len(requests)] = [len(request.tokens) for request in requests]
         return jnp.asarray(tokens), jnp.asarray(lengths)
 
 

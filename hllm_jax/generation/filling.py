@@ -17,6 +17,7 @@ import numpy as np
 
 from hllm_jax.generation.decode import known, new_cache
 from hllm_jax.generation.request import Sampling
+from hllm_jax.generation.rows import right_padded
 from hllm_jax.generation.sampling import SamplingRows, sample, sampling_rows
 from hllm_jax.models.decoder import Decoder
 from hllm_jax.nn.cache import KVCache
@@ -104,9 +105,9 @@ def infill(
             f"has {config.max_length}: shorten the text, or lower max_tokens"
         )
     blanks = Blanks(
-        tokens=_padded(prompts, L),
+        tokens=jnp.asarray(right_padded(prompts, len(prompts), L)),
         lengths=jnp.asarray([len(prompt) for prompt in prompts], jnp.int32),
-        places=_padded(places, N),
+        places=jnp.asarray(right_padded(places, len(prompts), N)),
         counts=jnp.asarray([len(own) for own in places], jnp.int32),
     )
     rows = sampling_rows([sampling] * len(prompts), [(seed, row, 0) for row in range(len(prompts))])
@@ -177,10 +178,3 @@ def fill(
         )
 
     return jax.lax.while_loop(lambda state: ~jnp.all(state.finished), step, first).written
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int) -> jax.Array:
-    padded = np.zeros((len(rows), length), np.int32)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = row
-    return jnp.asarray(padded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,14 @@ def padded_rows(
     rows.setdefault("segment_ids", np.ones(shape, np.int32))
     padding = ((0, 0), (0, max(shape[1], bucket(shape[1], max_length)) - shape[1]))
     return {name: np.pad(ids, padding) for name, ids in rows.items()}, shape[1]
+
+
+def right_padded(lines: Sequence[Sequence[int]], rows: int, length: int) -> np.ndarray:
+    """Lists of numbers as int32 `[rows, length]`, 0 behind them and in the rows that are left."""
+    filled = np.zeros((rows, length), np.int32)
+    for i, line in enumerate(lines):
+        filled[i, : len(line)] = line
+    return filled
 
 
 def _ints(name: str, values: Any, shape: tuple[int, ...] | None) -> np.ndarray:

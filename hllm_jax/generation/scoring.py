@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hllm_jax.generation.decode import TRACES, bucket
+from hllm_jax.generation.rows import right_padded
 from hllm_jax.models.decoder import Decoder
 from hllm_jax.models.encoder_decoder import EncoderDecoder
 
@@ -84,10 +85,9 @@ def score_pairs(
 
 def padded(lines: Sequence[Sequence[int]], rows: int, max_length: int) -> tuple[jax.Array, jax.Array]:
     """Lists of ids in a bucket: int32 `[rows, L]` padded on the right, and their lengths `[rows]`."""
-    tokens = np.zeros((rows, bucket(max(map(len, lines)), max_length)), np.int32)
+    tokens = right_padded(lines, rows, bucket(max(map(len, lines)), max_length))
     lengths = np.zeros(rows, np.int32)
-    for i, line in enumerate(lines):
-        tokens[i, : len(line)], lengths[i] = line, len(line)
+    lengths[: len(lines)] = [len(line) for line in lines]
     return jnp.asarray(tokens), jnp.asarray(lengths)
 
 

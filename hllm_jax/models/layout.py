@@ -115,26 +115,19 @@ def parameter_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
 
     Nothing is computed and no backend is started.
     """
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(unstack_layers(meta.unbox(_boxed(spec))))
-    return {"/".join(path): tuple(leaf.shape) for path, leaf in leaves.items()}
+    return {path: tuple(meta.unbox(box).shape) for path, box in _boxed(spec).items()}
 
 
 def parameter_axes(spec: Spec) -> dict[str, tuple[str, ...]]:
     """Names of the axes of every parameter of the unrolled model by path."""
-    names: dict[tuple[str, ...], Any] = flatten_dict(nn.get_partition_spec(_boxed(spec)))
-    stacked = {"/".join(path): tuple(axes) for path, axes in names.items()}
-    period = len(spec.attention_pattern)
-    found: dict[str, tuple[str, ...]] = {}
-    for path in parameter_shapes(spec):
-        there, index = stacked_path(path, period)
-        found[path] = stacked[there][0 if index is None else 1 :]
-    return found
+    return {path: tuple(nn.get_partition_spec(box)) for path, box in _boxed(spec).items()}
 
 
-def _boxed(spec: Spec) -> Any:
-    """Shapes of the stacked parameters with the names of their axes: then one block is traced, not all."""
+def _boxed(spec: Spec) -> dict[str, Any]:
+    """Shapes of the unrolled parameters by path, boxed with the names of their axes; one block is traced."""
     model = spec.build(Execution(dtype="float32", scan_layers=True, attention="plain"))
-    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"]
+    unrolled = _taken_apart(jax.eval_shape(lambda: _init(model, jax.random.key(0)))["params"])
+    return {"/".join(path): box for path, box in flatten_dict(unrolled).items()}
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> Any:
@@ -146,7 +139,7 @@ def init_variables(model: nn.Module, key: jax.Array) -> Any:
         return _init(model, key)
     execution = model.execution
     stacked = _init(model.clone(execution=dataclasses.replace(execution, scan_layers=True)), key)
-    return {name: _unlayered(unstack_layers(tree)) for name, tree in stacked.items()}
+    return {name: _taken_apart(tree) for name, tree in stacked.items()}
 
 
 def _init(model: nn.Module, key: jax.Array) -> Any:
@@ -154,13 +147,13 @@ def _init(model: nn.Module, key: jax.Array) -> Any:
     return model.init(key, *([tokens, tokens] if isinstance(model, EncoderDecoder) else [tokens]))
 
 
-def _unlayered(tree: Any) -> Any:
-    """Boxes without the axis `layers` that was taken away from what is in them."""
+def _taken_apart(boxed: Tree) -> Tree:
+    """Boxed parameters, stacked to unrolled: without the axis `layers` among the names too."""
 
     def without(box: Any) -> Any:
         return box.replace(names=box.names[1:]) if box.names[:1] == ("layers",) else box
 
-    return jax.tree.map(without, tree, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata))
+    return unstack_layers(jax.tree.map(without, boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata)))
 
 
 def _numbered(params: Tree) -> list[str]:

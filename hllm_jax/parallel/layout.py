@@ -63,6 +63,7 @@ class Layout:
         abstract_state: `TrainState` of `jax.ShapeDtypeStruct` that carry their sharding.
         shardings: `TrainState` of `NamedSharding`.
         gradient_shardings: shardings of the gradient of `trainable`.
+        platform: of the devices of the mesh, `cpu`, `gpu` or `tpu`.
 
     Raises:
         LayoutError: an axis does not divide over the mesh axes that should split it.
@@ -81,7 +82,8 @@ class Layout:
         self.model = model
         self.optimizer = optimizer
         self.trainable = trainable
-        self._once = COMPILED_ONCE.get(mesh.devices.flat[0].platform)
+        self.platform: str = mesh.devices.flat[0].platform
+        self._once = COMPILED_ONCE.get(self.platform)
 
         boxed = jax.eval_shape(self._variables, jax.random.key(0))
         shapes = flatten(meta.unbox(boxed))
@@ -228,7 +230,7 @@ class Layout:
         The program is for the platform of the mesh, which need not be that of this process.
         """
         with contextlib.ExitStack() as entered:
-            entered.enter_context(compiling_for(self.mesh.devices.flat[0].platform))
+            entered.enter_context(compiling_for(self.platform))
             if self.mesh.size > 1:
                 table = [(name, axes) for name, axes in self.rules.activations.items()]
                 entered.enter_context(jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh))

@@ -11,9 +11,6 @@ from hllm_jax.models.spec import EncoderConfig, Spec
 if TYPE_CHECKING:
     from hllm_jax.data.config import DataConfig
 
-#: Kinds of `position` of a model that have one number a token.
-SINGLE = ("rope", "learned", "sinusoidal", "relative", "none")
-
 
 def model_problems(objective: ObjectiveConfig, spec: Spec) -> list[tuple[str, str]]:
     """Field and message for everything that an objective wants of a model and does not find."""
@@ -33,7 +30,8 @@ def model_problems(objective: ObjectiveConfig, spec: Spec) -> list[tuple[str, st
         if settings.rows in ("nsp", "sop") and not (spec.pair_head and spec.token_types >= 2):
             message = f"{settings.rows} asks about two texts: the encoder needs pair_head and 2 token_types"
             problems.append(("objective.masked_lm.rows", message))
-    if objective.kind == "blank_infilling" and settings.positions == "pairs" and spec.position in SINGLE:
+    pairs = objective.kind == "blank_infilling" and settings.positions == "pairs"
+    if pairs and spec.position != "learned_2d":
         message = (
             f"pairs of positions need a model with a table for each, and this one's are {spec.position}: "
             "choose single"

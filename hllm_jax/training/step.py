@@ -43,7 +43,7 @@ class TrainStep:
             donate_argnums=0,
             in_shardings=(moving, layout.shardings.frozen, None),
             out_shardings=(moving, everywhere),
-            compiler_options=COMPILER_OPTIONS.get(layout.mesh.devices.flat[0].platform),
+            compiler_options=COMPILER_OPTIONS.get(layout.platform),
         )
         self.compiled: jax.stages.Compiled | None = None
 

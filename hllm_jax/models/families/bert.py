@@ -9,6 +9,7 @@ import numpy as np
 
 from hllm_jax.models.families import bert_like
 from hllm_jax.models.families.forms import Same
+from hllm_jax.models.families.llama_like import single
 from hllm_jax.models.families.published import ConfigRefused, Keys, refuse_unsaid
 from hllm_jax.models.families.table import Arrays, Row, Table, Tensors, row
 from hllm_jax.models.spec import EncoderConfig
@@ -126,7 +127,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Tensors) -> EncoderConfig:
         mlp=keys.take("feed_forward_length"),
         max_length=keys.take("context_length"),
         # The file holds float32; the shortest decimal that means the same float32 is what was written there.
-        norm_eps=float(f"{keys.take('attention.layer_norm_epsilon'):.7g}"),
+        norm_eps=single(keys.take("attention.layer_norm_epsilon")),
         token_types=tensors.shapes.get("token_types.weight", (0,))[0],
         masked_head=False,
         pooler=False,
