@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from hllm_jax.models.config import Execution
 from hllm_jax.models.spec import StackConfig
-from hllm_jax.nn.axes import constrain
+from hllm_jax.nn.axes import GATHERED, constrain, is_fetching
 from hllm_jax.nn.cache import KVCache, LayerCache
 from hllm_jax.nn.mlp import MLP
 from hllm_jax.nn.moe import ROUTING, MixtureOfExperts
@@ -218,17 +218,26 @@ def make_layers(
 def make_block(config: StackConfig, execution: Execution, layer: int, causal: bool, cross: bool) -> Any:
     """The block of a layer, wrapped so that its backward pass computes again what `remat` says."""
     window = config.layer_window(layer)
-    if execution.remat == "none":
-        return Block(config, execution, window, causal, cross)
+    policies = jax.checkpoint_policies
     policy = None
-    if execution.remat == "selective":
-        policies = jax.checkpoint_policies
+    if execution.remat == "none":
+        if not is_fetching():
+            return Block(config, execution, window, causal, cross)
+        policy = all_but_gathered
+    elif execution.remat == "selective":
         policy = policies.save_from_both_policies(
             policies.checkpoint_dots_with_no_batch_dims, policies.save_only_these_names("attention")
         )
     # Inside a scan nothing can be merged across iterations, so the barrier against merging is not needed.
     block: Any = nn.remat(Block, policy=policy, prevent_cse=not execution.scan_layers, static_argnums=(4,))
     return block(config, execution, window, causal, cross)
+
+
+def all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Keep everything for the backward pass but parameters of other devices: they are gathered again."""
+    if primitive.name == "name":
+        return bool(parameters["name"] != GATHERED)
+    return primitive.name not in ("all_gather", "reshape")
 
 
 def apply_layers(

@@ -6,9 +6,11 @@ weights (ZeRO-3) while the `embed` axis of the activations stays whole.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeAlias, cast
 
 import flax.linen as nn
 import jax
@@ -42,6 +44,29 @@ ACTIVATION_AXES = (
     "expert_batch",  # rows of a batch where the experts are spread over the devices too
 )
 
+#: Name (`jax.ad_checkpoint.checkpoint_name`) of parameters that were gathered from other devices.
+GATHERED = "gathered"
+
+#: Makes the whole parameter of what a device holds of it: `(value, axes, dtype)`.
+Fetch: TypeAlias = Callable[[Any, Sequence[str | None], DTypeLike], jax.Array]
+
+_FETCH: contextvars.ContextVar[Fetch | None] = contextvars.ContextVar("fetch", default=None)
+
+
+@contextlib.contextmanager
+def fetching(fetch: Fetch) -> Generator[None]:
+    """While tracing in here, `fetch` gets what the variables hold and gives the parameter that is used."""
+    token = _FETCH.set(fetch)
+    try:
+        yield
+    finally:
+        _FETCH.reset(token)
+
+
+def is_fetching() -> bool:
+    """Whether parameters are fetched: what was gathered for the forward pass should not be kept."""
+    return _FETCH.get() is not None
+
 
 def parameter(
     module: nn.Module,
@@ -50,6 +75,7 @@ def parameter(
     shape: tuple[int, ...],
     axes: tuple[str, ...],
     dtype: DTypeLike,
+    used_in: DTypeLike | None = None,
 ) -> jax.Array:
     """Declare a parameter of `module`, its axes named once and for all.
 
@@ -60,8 +86,18 @@ def parameter(
         shape: one size per axis.
         axes: entries of `PARAMETER_AXES`, one per axis; a scan puts `layers` in front.
         dtype: it is stored in.
+        used_in: the dtype that the caller casts it to, in which it travels where it is fetched; None: as it
+            is stored.
+
+    Returns:
+        The parameter as it is stored, or in `used_in` where it was fetched.
     """
     assert len(shape) == len(axes), (name, shape, axes)
+    fetch = _FETCH.get()
+    if fetch is not None and module.has_variable("params", name):
+        whole = fetch(module.get_variable("params", name), axes, used_in or dtype)
+        assert whole.shape == shape, (name, whole.shape, shape)
+        return whole
     return cast("jax.Array", module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype))
 
 

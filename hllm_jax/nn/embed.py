@@ -23,7 +23,8 @@ class Embed(nn.Module):
     def setup(self) -> None:
         init = nn.initializers.normal(self.std)
         shape = (self.vocab_size, self.embed)
-        self.embedding = parameter(self, "embedding", init, shape, ("vocab", "embed"), self.param_dtype)
+        axes = ("vocab", "embed")
+        self.embedding = parameter(self, "embedding", init, shape, axes, self.param_dtype, self.dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int `[B, L]` -> `[B, L, D]`; an id outside the vocabulary gives NaN, not another word."""

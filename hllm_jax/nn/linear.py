@@ -50,7 +50,7 @@ class Linear(nn.Module):
         """x `[..., *inputs]` -> `[..., *outputs]`."""
         init = nn.initializers.normal(self.std)
         shape = (*self.inputs, *self.outputs)
-        kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype)
+        kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype, self.dtype)
         n = len(self.inputs)
         # Two plain matrices: the form every backend has a fast path for.
         lead = x.shape[: x.ndim - n]

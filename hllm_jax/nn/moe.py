@@ -55,7 +55,7 @@ class Kernel(nn.Module):
     def __call__(self) -> jax.Array:
         """The kernel in `dtype`."""
         init, axes = nn.initializers.normal(self.std), ("experts", *self.axes)
-        kernel = parameter(self, "kernel", init, self.shape, axes, self.param_dtype)
+        kernel = parameter(self, "kernel", init, self.shape, axes, self.param_dtype, self.dtype)
         return jnp.asarray(kernel, self.dtype)
 
 

@@ -26,7 +26,8 @@ class Table(nn.Module):
     def __call__(self, index: jax.Array) -> jax.Array:
         """index int `[B, L]` -> `[B, L, D]`; one outside the table gives NaN, not the last row."""
         init, shape = nn.initializers.normal(self.std), (self.rows, self.embed)
-        table = parameter(self, "embedding", init, shape, ("positions", "embed"), self.param_dtype)
+        axes = ("positions", "embed")
+        table = parameter(self, "embedding", init, shape, axes, self.param_dtype, self.dtype)
         return jnp.take(table, index, axis=0, mode="fill").astype(self.dtype)
 
 

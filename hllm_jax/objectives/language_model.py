@@ -27,8 +27,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax
         `nll` and `log_z`, both float32 `[...]`.
     """
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, jnp.expand_dims(targets, -1), axis=-1)
-    return log_z - jnp.squeeze(picked, -1), log_z
+    return log_z - pick(logits, targets), log_z
 
 
 def _forward(
@@ -50,6 +49,17 @@ def _backward(
 
 
 cross_entropy.defvjp(_forward, _backward)
+
+
+def pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The logit of each target: `[..., V]` and int `[...]` -> `[...]`."""
+    if not nn.get_logical_axis_rules():
+        return jnp.squeeze(jnp.take_along_axis(logits, jnp.expand_dims(targets, -1), axis=-1), -1)
+    # On a mesh the vocabulary may be split: a sum over a mask needs no gather, which the partitioner of XLA
+    # (jax 0.10) cannot divide over two axes at once.
+    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    hit = vocabulary == jnp.expand_dims(targets, -1)
+    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
 
 
 def token_sums(
@@ -82,8 +92,7 @@ def token_sums(
     logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
     nll, log_z = cross_entropy(logits, targets)
     frozen = jax.lax.stop_gradient(logits)
-    picked = jnp.take_along_axis(frozen, jnp.expand_dims(targets, -1), axis=-1)
-    hits = (picked >= jnp.max(frozen, axis=-1, keepdims=True)).astype(jnp.float32)
+    hits = (pick(frozen, targets) >= jnp.max(frozen, axis=-1)).astype(jnp.float32)
 
     total = jnp.sum(weights)
     plain = jnp.sum(weights * nll)
@@ -96,7 +105,7 @@ def token_sums(
         if z_loss:
             cost = cost + z_loss * jnp.sum(weights * jnp.square(log_z))
         sums = {"loss": (cost, total), "nll": (plain, total)}
-    sums["accuracy"] = (jnp.sum(weights * jnp.squeeze(hits, -1)), total)
+    sums["accuracy"] = (jnp.sum(weights * hits), total)
     return sums
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import flax.linen as nn
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from hllm_jax.models.layout import init_variables
 from hllm_jax.nn.target import compiling_for
+from hllm_jax.parallel.gather import Gathering
 from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
 from hllm_jax.parallel.state import (
     Predicate,
@@ -224,18 +226,29 @@ class Layout:
         return NamedSharding(self.mesh, spec(("batch", "length")[:rank], self.rules.activations))
 
     @contextlib.contextmanager
-    def activations(self) -> Generator[None]:
+    def activations(self, manual: Sequence[str] = ()) -> Generator[None]:
         """While tracing a model in here, `with_logical_constraint` means this mesh and these rules.
 
         The program is for the platform of the mesh, which need not be that of this process.
+
+        Args:
+            manual: mesh axes that the surrounding `shard_map` has split already.
         """
         with contextlib.ExitStack() as entered:
             entered.enter_context(compiling_for(self.platform))
             if self.mesh.size > 1:
-                table = [(name, axes) for name, axes in self.rules.activations.items()]
-                entered.enter_context(jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh))
+                table = [
+                    (name, tuple(axis for axis in axes if axis not in manual) or None)
+                    for name, axes in self.rules.activations.items()
+                ]
+                if not manual:
+                    entered.enter_context(jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh))
                 entered.enter_context(nn.logical_axis_rules(table))
             yield
+
+    def gathering(self, reduce_dtype: DTypeLike = jnp.float32) -> Gathering:
+        """The collectives of this layout over the axes of the batch, see `gather.py`."""
+        return Gathering(self.rules, self._names, self.mesh.shape, reduce_dtype)
 
     # -- inside ---------------------------------------------------------------------------------------------
 

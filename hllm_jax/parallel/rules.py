@@ -26,6 +26,9 @@ TENSOR: Table = {
 #: Mesh axes over which the rows of a batch are spread.
 BATCH = ("data", "fsdp", "expert")
 
+#: Those of them whose collectives are written out (`gather.py`); the compiler places those of the others.
+MANUAL = ("data", "fsdp")
+
 ACTIVATIONS: Table = {
     "batch": BATCH,
     "length": ("context",),

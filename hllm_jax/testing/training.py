@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hllm_jax.config import config, load_config
-from hllm_jax.nn.axes import constrain
+from hllm_jax.nn.axes import constrain, parameter
 from hllm_jax.objectives.language_model import causal_lm
 from hllm_jax.parallel.config import MeshConfig, Strategy
 from hllm_jax.parallel.layout import Layout
@@ -60,8 +60,7 @@ class Bigram(nn.Module):
 
     def weight(self, name: str, init: Any, **axes: int) -> jax.Array:
         """A float32 parameter whose axes have these names and sizes."""
-        boxed = nn.with_logical_partitioning(init, tuple(axes))
-        return cast("jax.Array", self.param(name, boxed, tuple(axes.values()), jnp.float32))
+        return parameter(self, name, init, tuple(axes.values()), tuple(axes), jnp.float32)
 
 
 class ToyBatches:

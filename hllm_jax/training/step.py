@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from hllm_jax.objectives.sums import Batch, Loss, Sums, add, mean, prepared
 from hllm_jax.parallel.layout import Layout
@@ -76,7 +78,13 @@ class TrainStep:
         return int(jitted._cache_size())
 
 
-def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulation: int = 1) -> TrainStep:
+def make_train_step(
+    loss: Loss,
+    optimizer: Optimizer,
+    layout: Layout,
+    accumulation: int = 1,
+    reduce_dtype: DTypeLike = jnp.float32,
+) -> TrainStep:
     """The jitted step.
 
         gradient = Σ_microbatches ∂(numerator of the loss) / Σ_microbatches (its denominator)
@@ -90,39 +98,18 @@ def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulati
         optimizer: its `update` sees the gradient of the global batch.
         layout: of the state.
         accumulation: microbatches per update; divides the rows of a batch.
+        reduce_dtype: gradients are summed over microbatches and devices in it.
 
     Returns:
         The step. Its metrics are the means of the loss's sums, and `grad_norm` (before clipping),
         `learning_rate`, `tokens` (positions that hold a token, int32) and `skipped`.
     """
 
-    def gradient(trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Sums]:
-        def numerator(trainable: Tree) -> tuple[jax.Array, Sums]:
-            with layout.activations():
-                sums = loss(merge(trainable, frozen), batch, key)
-            return sums["loss"][0], sums
-
-        (_, sums), gradients = jax.value_and_grad(numerator, has_aux=True)(trainable)
-        return jax.lax.with_sharding_constraint(gradients, layout.gradient_shardings), sums
-
-    def accumulated(trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Sums]:
-        if accumulation == 1:
-            return gradient(trainable, frozen, batch, jax.random.fold_in(key, 0))
-        parts = {name: split_rows(rows, accumulation, layout) for name, rows in batch.items()}
-        first = {name: rows[0] for name, rows in parts.items()}
-        zero = jax.tree.map(zeros, jax.eval_shape(gradient, trainable, frozen, first, key))
-
-        def body(total: tuple[Tree, Sums], part: tuple[jax.Array, Batch]) -> tuple[tuple[Tree, Sums], None]:
-            number, rows = part
-            gradients, sums = gradient(trainable, frozen, rows, jax.random.fold_in(key, number))
-            return (jax.tree.map(jnp.add, total[0], gradients), add(total[1], sums)), None
-
-        total, _ = jax.lax.scan(body, zero, (jnp.arange(accumulation), parts))
-        return total
+    total = summed_gradient(loss, layout, accumulation, reduce_dtype)
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
-        gradients, sums = accumulated(state.trainable, frozen, prepared(loss, batch), key)
+        gradients, sums = total(state.trainable, frozen, prepared(loss, batch), key)
         metrics = mean(sums)
         weight = sums["loss"][1]
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
@@ -144,6 +131,74 @@ def make_train_step(loss: Loss, optimizer: Optimizer, layout: Layout, accumulati
         return state, metrics
 
     return TrainStep(step, layout)
+
+
+def summed_gradient(
+    loss: Loss, layout: Layout, accumulation: int, reduce_dtype: DTypeLike
+) -> Callable[[Tree, Tree, Batch, jax.Array], tuple[Tree, Sums]]:
+    """`(trainable, frozen, batch, key) -> (gradient of the loss's numerator, sums)`, over the global batch.
+
+    Each device works on its own rows and adds up its microbatches; then the gradient is reduced over the
+    devices, once an update (with ZeRO-2 and 3: layer by layer, as soon as it is known). See
+    `parallel/gather.py`. Dropout draws other numbers on each device.
+    """
+    over = layout.gathering(reduce_dtype)
+
+    def gradient(parts: Tree, whole: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Sums]:
+        def numerator(parts: Tree) -> tuple[jax.Array, Sums]:
+            with layout.activations(over.axes), over.fetching():
+                sums = loss(merge(over.complete(parts, whole), frozen), batch, key)
+            return sums["loss"][0], sums
+
+        (_, sums), gradients = jax.value_and_grad(numerator, has_aux=True)(parts)
+        return gradients, sums
+
+    def accumulated(whole: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Sums]:
+        parts = over.differentiable(whole)
+        if accumulation == 1:
+            return gradient(parts, whole, frozen, batch, jax.random.fold_in(key, 0))
+        several = {name: split_rows(rows, accumulation, layout, over.axes) for name, rows in batch.items()}
+        first = {name: rows[0] for name, rows in several.items()}
+        shapes = jax.eval_shape(gradient, parts, whole, frozen, first, key)
+        begin = (wider(jax.tree.map(zeros, shapes[0]), reduce_dtype), jax.tree.map(zeros, shapes[1]))
+
+        def body(total: tuple[Tree, Sums], part: tuple[jax.Array, Batch]) -> tuple[tuple[Tree, Sums], None]:
+            number, rows = part
+            gradients, sums = gradient(parts, whole, frozen, rows, jax.random.fold_in(key, number))
+            return (jax.tree.map(jnp.add, total[0], gradients), add(total[1], sums)), None
+
+        (gradients, sums), _ = jax.lax.scan(body, begin, (jnp.arange(accumulation), several))
+        return in_dtypes_of(parts, gradients), sums
+
+    if not over.axes:
+        return accumulated
+
+    def on_each_device(
+        whole: Tree, frozen: Tree, batch: Batch, key: jax.Array, number: jax.Array
+    ) -> tuple[Tree, Sums]:
+        gradients, sums = accumulated(whole, frozen, batch, jax.random.fold_in(key, number[0]))
+        return over.reduce(gradients), jax.lax.psum(sums, over.axes)
+
+    def total(whole: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, Sums]:
+        rules = layout.rules
+        mapped = jax.shard_map(
+            on_each_device,
+            mesh=layout.mesh,
+            in_specs=(
+                over.specs(whole, rules.parameters),
+                over.specs(frozen, rules.parameters),
+                PartitionSpec(over.axes),
+                PartitionSpec(),
+                PartitionSpec(over.axes),
+            ),
+            out_specs=(over.specs(whole, rules.optimizer), PartitionSpec()),
+            axis_names=set(over.axes),
+            check_vma=False,
+        )
+        devices = jnp.arange(math.prod(layout.mesh.shape[axis] for axis in over.axes), dtype=jnp.int32)
+        return mapped(whole, frozen, dict(batch), key, devices)
+
+    return total
 
 
 def make_eval_step(loss: Loss, layout: Layout) -> Callable[[TrainState, Batch], Sums]:
@@ -172,14 +227,35 @@ def zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(like.shape, like.dtype)
 
 
-def split_rows(rows: jax.Array, parts: int, layout: Layout) -> jax.Array:
+def wider(tree: Tree, dtype: DTypeLike) -> Tree:
+    """The same in `dtype`, where that is the wider one."""
+
+    def widen(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.promote_types(leaf.dtype, dtype))
+
+    return jax.tree.map(widen, tree)
+
+
+def in_dtypes_of(like: Tree, tree: Tree) -> Tree:
+    """`tree` in the dtypes of `like`."""
+
+    def cast(leaf: jax.Array, model: jax.Array) -> jax.Array:
+        return leaf.astype(model.dtype)
+
+    return jax.tree.map(cast, tree, like)
+
+
+def split_rows(rows: jax.Array, parts: int, layout: Layout, manual: tuple[str, ...] = ()) -> jax.Array:
     """`[B, …]` -> `[parts, B/parts, …]`: part i gets the rows i, i + parts, …
 
     Each device splits the rows that it holds, so nothing is sent anywhere.
     """
     split = jnp.moveaxis(rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 1, 0)
-    where = NamedSharding(layout.mesh, PartitionSpec(None, BATCH))
-    return jax.lax.with_sharding_constraint(split, where)
+    left = tuple(axis for axis in BATCH if axis not in manual)
+    if all(layout.mesh.shape[axis] == 1 for axis in left):
+        return split
+    where = PartitionSpec(None, left)
+    return jax.lax.with_sharding_constraint(split, where if manual else NamedSharding(layout.mesh, where))
 
 
 def count_tokens(batch: Batch) -> jax.Array:

@@ -1,0 +1,216 @@
+"""How parameters come to a device and gradients leave it: ZeRO's stages (Rajbhandari et al. 2020, section 5).
+
+The gradient of a step is computed by each device for its own rows (`jax.shard_map` over `data` and `fsdp`;
+the compiler places what the other axes of the mesh need). Every collective over these two is written here:
+
+stage 0 (ddp)    gradients are summed over the devices at the end of the update      all-reduce          2Ψ
+stage 1          … and each device gets the part whose moments it keeps              reduce-scatter       Ψ
+                 the new parameters are put together by the update                   all-gather           Ψ
+stage 2          a layer's gradient is scattered as soon as it is known              reduce-scatter       Ψ
+                 the new parameters                                                  all-gather           Ψ
+stage 3 (fsdp)   a layer's parameters are gathered where they are used,              all-gather          2Ψ
+                 forwards and backwards, and their gradient scattered                reduce-scatter       Ψ
+
+Left to itself, the compiler makes stage 1 of an all-reduce and an all-gather (3Ψ), and reduces every
+microbatch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+
+from hllm_jax.nn.axes import GATHERED, fetching
+from hllm_jax.parallel.rules import MANUAL, Rules, Table, mesh_axes
+from hllm_jax.parallel.state import Tree, flatten, unflatten
+
+Path = tuple[str, ...]
+
+#: The mesh axes that split each axis of an array.
+Split: TypeAlias = tuple[tuple[str, ...], ...]
+
+
+class Partly(flax.struct.PyTreeNode):
+    """A parameter that every device holds, whose gradient is that of the part (stage 2).
+
+    Attributes:
+        whole: the value.
+        part: this device's slice of it, never read; its cotangent is the scattered gradient.
+    """
+
+    whole: jax.Array
+    part: jax.Array
+
+
+class Gathering:
+    """The collectives of one layout over the mesh axes `MANUAL`.
+
+    Args:
+        rules: of the strategy.
+        names: path of each variable -> names of its axes.
+        shape: sizes of the mesh axes.
+        reduce_dtype: gradients are summed over the devices, and over microbatches, in it.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        names: Mapping[Path, Sequence[str | None]],
+        shape: Mapping[str, int],
+        reduce_dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        self.rules = rules
+        self.axes = tuple(axis for axis in MANUAL if shape[axis] > 1)
+        self.shape = dict(shape)
+        self.reduce_dtype = jnp.dtype(reduce_dtype)
+        self._names = names
+
+    def split(self, names: Sequence[str | None], table: Table) -> Split:
+        """The axes of `MANUAL` that split an array whose axes have these names."""
+        return tuple(tuple(axis for axis in over if axis in self.axes) for over in mesh_axes(names, table))
+
+    def specs(self, variables: Tree, table: Table) -> Tree:
+        """Partition specs over `MANUAL` of a tree of variables."""
+        flat = {path: spec_of(self.split(self._names[path], table)) for path in flatten(variables)}
+        return unflatten(flat)
+
+    # -- inside the mapped function: arrays are those of one device ------------------------------------------
+
+    def differentiable(self, trainable: Tree) -> Tree:
+        """What the gradient is taken of: the variables, or for stage 2 the part of each that is kept here."""
+        return unflatten({p: self._part(p, leaf) for p, leaf in flatten(trainable).items()})
+
+    def complete(self, parts: Tree, trainable: Tree) -> Tree:
+        """Variables for the model, of `differentiable(trainable)` and the variables themselves."""
+        of_parts, whole = flatten(parts), flatten(trainable)
+        return unflatten(
+            {p: Partly(whole[p], part) if self._scattered_early(p) else part for p, part in of_parts.items()}
+        )
+
+    def fetching(self) -> Any:
+        """While tracing a model in here, its parameters are gathered where they are used."""
+        return fetching(self._fetch)
+
+    def reduce(self, gradients: Tree) -> Tree:
+        """Sums over the devices, once an update: each keeps its part as the optimizer's rules say."""
+        flat = flatten(gradients)
+        scattered: dict[Path, jax.Array] = {}
+        left: dict[tuple[str, ...], dict[Path, jax.Array]] = {}
+        for path, gradient in flat.items():
+            now = self.split(self._names[path], self.rules.gradients)
+            then = self.split(self._names[path], self.rules.optimizer)
+            for dim, (before, after) in enumerate(zip(now, then, strict=True)):
+                if missing := tuple(axis for axis in after if axis not in before):
+                    gradient = _scatter_along(gradient, dim, missing)
+            done = {axis for over in then for axis in over}
+            rest = tuple(axis for axis in self.axes if axis not in done)
+            scattered[path] = gradient
+            if rest:
+                left.setdefault(rest, {})[path] = gradient
+        for axes, group in left.items():
+            scattered |= jax.lax.psum(group, axes)
+        return unflatten(scattered)
+
+    # -- parts -----------------------------------------------------------------------------------------------
+
+    def _scattered_early(self, path: Path) -> bool:
+        """Stage 2: the parameter is whole, and its gradient is not."""
+        whole = self.split(self._names[path], self.rules.parameters)
+        return whole != self.split(self._names[path], self.rules.gradients)
+
+    def _part(self, path: Path, leaf: jax.Array) -> jax.Array:
+        if not self._scattered_early(path):
+            return leaf
+        split = self.split(self._names[path], self.rules.gradients)
+        sizes = [size // self._ways(axes) for size, axes in zip(leaf.shape, split, strict=True)]
+        return jnp.zeros(sizes, leaf.dtype)
+
+    def _ways(self, axes: Sequence[str]) -> int:
+        return math.prod(self.shape[axis] for axis in axes)
+
+    def _fetch(self, value: Any, names: Sequence[str | None], dtype: DTypeLike) -> jax.Array:
+        if isinstance(value, Partly):
+            split = self.split(names, self.rules.gradients)
+            return _scattering(split, self.reduce_dtype, jnp.dtype(dtype), value.whole, value.part)
+        split = self.split(names, self.rules.parameters)
+        if not any(split):
+            return value.astype(dtype)
+        return checkpoint_name(_gathered(split, self.reduce_dtype, jnp.dtype(dtype), value), GATHERED)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _gathered(split: Split, reduce_dtype: Any, dtype: Any, part: jax.Array) -> jax.Array:
+    """The whole of a parameter of which each device holds a part; it travels in the dtype it is used in."""
+    whole = part.astype(dtype)
+    for dim, axes in enumerate(split):
+        if axes:
+            whole = jax.lax.all_gather(whole, axes, axis=dim, tiled=True)
+    return whole
+
+
+def _gathered_forward(split: Split, reduce_dtype: Any, dtype: Any, part: jax.Array) -> tuple[jax.Array, Any]:
+    return _gathered(split, reduce_dtype, dtype, part), jnp.zeros((), part.dtype)
+
+
+def _gathered_backward(
+    split: Split, reduce_dtype: Any, dtype: Any, like: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    return (_scatter(split, reduce_dtype, cotangent).astype(like.dtype),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _scattering(split: Split, reduce_dtype: Any, dtype: Any, whole: jax.Array, part: jax.Array) -> jax.Array:
+    """A parameter that every device holds; its cotangent goes, scattered, to the part."""
+    return whole.astype(dtype)
+
+
+def _scattering_forward(
+    split: Split, reduce_dtype: Any, dtype: Any, whole: jax.Array, part: jax.Array
+) -> tuple[jax.Array, Any]:
+    return whole.astype(dtype), jnp.zeros((), part.dtype)
+
+
+def _scattering_backward(
+    split: Split, reduce_dtype: Any, dtype: Any, like: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    part = _scatter(split, reduce_dtype, cotangent).astype(like.dtype)
+    return jnp.zeros(cotangent.shape, like.dtype), part
+
+
+_scattering.defvjp(_scattering_forward, _scattering_backward)
+
+
+def _scatter(split: Split, reduce_dtype: Any, cotangent: jax.Array) -> jax.Array:
+    part = cotangent.astype(reduce_dtype)
+    for dim, axes in reversed(list(enumerate(split))):
+        if axes:
+            part = _scatter_along(part, dim, axes)
+    return part
+
+
+def _scatter_along(x: jax.Array, dim: int, axes: tuple[str, ...]) -> jax.Array:
+    """The sum over the devices, of which each keeps its part along `dim`.
+
+    As a matrix: of higher ranks the TPU compiler makes an all-reduce, at twice the cost, to keep its layout.
+    """
+    lead, trail = x.shape[:dim], x.shape[dim + 1 :]
+    flat = x.reshape(math.prod(lead), x.shape[dim], math.prod(trail))
+    part = jax.lax.psum_scatter(flat, axes, scatter_dimension=1, tiled=True)
+    return part.reshape(*lead, part.shape[1], *trail)
+
+
+def spec_of(split: Split) -> PartitionSpec:
+    """The partition spec."""
+    return PartitionSpec(*(axes or None for axes in split))

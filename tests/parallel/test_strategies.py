@@ -1,0 +1,111 @@
+"""Every way to spread a model trains the same model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from hllm_jax.models.config import Execution, Remat
+from hllm_jax.models.spec import DecoderConfig
+from hllm_jax.nn.config import Experts
+from hllm_jax.objectives.language_model import causal_lm
+from hllm_jax.parallel import Layout, MeshConfig, TrainState, make_mesh, make_rules
+from hllm_jax.parallel.config import Strategy
+from hllm_jax.training import OptimizerConfig, ScheduleConfig, make_optimizer, make_train_step
+from hllm_jax.training.step import TrainStep
+
+VOCAB, LENGTH, ROWS = 64, 16, 16
+
+
+def spec(**changes: Any) -> DecoderConfig:
+    """A decoder whose every axis divides by 8."""
+    sizes = {"vocab_size": VOCAB, "embed": 32, "layers": 4, "heads": 8, "kv_heads": 8, "mlp": 64}
+    return DecoderConfig(**(sizes | {"max_length": LENGTH} | changes))  # pyrefly: ignore
+
+
+def batch(n: int) -> dict[str, np.ndarray]:
+    """Ragged packed rows; the last one is all padding."""
+    rng = np.random.default_rng(n)
+    tokens = rng.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32)
+    ends = rng.integers(1, LENGTH + 1, ROWS)
+    ends[-1] = 0
+    places = np.arange(LENGTH)[None, :]
+    held = places < ends[:, None]
+    segments = np.where(held, 1 + (places >= ends[:, None] // 2), 0).astype(np.int32)
+    starts = np.where(segments == 2, ends[:, None] // 2, 0)
+    return {
+        "tokens": tokens,
+        "targets": (5 * tokens + 3) % VOCAB,
+        "weights": (held * rng.integers(0, 2, tokens.shape)).astype(np.float32),
+        "segment_ids": segments,
+        "positions": np.where(held, places - starts, 0).astype(np.int32),
+    }
+
+
+def parts(
+    strategy: Strategy,
+    mesh: dict[str, int],
+    devices: int,
+    accumulation: int = 1,
+    remat: Remat = "none",
+    scan: bool = True,
+    **changes: Any,
+) -> tuple[Layout, TrainStep]:
+    model = spec(**changes).build(Execution(dtype="float32", scan_layers=scan, remat=remat))
+    optimizer = make_optimizer(OptimizerConfig(), ScheduleConfig(peak=0.003, warmup=0), 100)
+    placed = make_mesh(MeshConfig(**mesh), strategy, jax.devices()[:devices])
+    layout = Layout(placed, make_rules(strategy), model, optimizer)
+    return layout, make_train_step(causal_lm(model), optimizer, layout, accumulation)
+
+
+def trained(layout: Layout, step: TrainStep, updates: int) -> tuple[list[float], TrainState]:
+    state, losses = layout.init(1), []
+    for n in range(updates):
+        state, metrics = step(state, layout.put(batch(n)))
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[int, tuple[list[float], TrainState]]:
+    """What one device makes of it, dense and with experts."""
+    return {
+        0: trained(*parts("ddp", {}, 1), 20),
+        4: trained(*parts("ddp", {}, 1, experts=Experts(count=4, per_token=2)), 20),
+    }
+
+
+CASES: list[tuple[Strategy, dict[str, int], dict[str, Any]]] = [
+    ("ddp", {}, {}),
+    ("zero1", {}, {}),
+    ("zero2", {}, {"accumulation": 2}),
+    ("zero3", {}, {}),
+    ("zero3", {}, {"remat": "full", "accumulation": 2}),
+    ("zero3", {"fsdp": 8}, {"scan": False}),
+    ("hsdp", {"data": 2, "fsdp": 4}, {}),
+    ("tensor", {}, {}),
+    ("zero1", {"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation": 4}),
+    ("zero2", {"fsdp": 4, "tensor": 2}, {}),
+    ("zero3", {"data": 2, "fsdp": 2, "tensor": 2}, {"remat": "selective"}),
+    ("hsdp", {"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation": 2}),
+    ("zero3", {"fsdp": 2, "expert": 4}, {"experts": Experts(count=4, per_token=2)}),
+    ("zero2", {"data": 2, "expert": 2, "tensor": 2}, {"experts": Experts(count=4, per_token=2)}),
+]
+
+
+@pytest.mark.parametrize(("strategy", "mesh", "options"), CASES)
+def test_training_is_that_of_one_device(
+    strategy: Strategy, mesh: dict[str, int], options: dict[str, Any], alone: Any
+) -> None:
+    wanted_losses, wanted = alone[options["experts"].count if "experts" in options else 0]
+    losses, state = trained(*parts(strategy, mesh, 8, **options), 20)
+    np.testing.assert_allclose(losses, wanted_losses, rtol=0, atol=1e-5)
+    if options.get("scan", True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+            state.trainable,
+            wanted.trainable,
+        )
