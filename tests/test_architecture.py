@@ -28,10 +28,13 @@ ROOMS = [
     "report",
     "doctor",
     "inspection",
+    "planning",
     "conversion",
     "quickstart",
     "cli",
 ]
+# The one arrow upwards: `hllm_jax.parallel.plan` is a name that is promised to users.
+PROMISED = ("hllm_jax/parallel/__init__.py", "planning")
 # Public doubles for tests: may use every room, and no room uses them.
 FREE = "testing"
 
@@ -119,7 +122,7 @@ def test_imports_point_up_the_list() -> None:
                 wrong.append(f"{where}: {own} uses {FREE}, which is for tests")
             elif target not in ROOMS:
                 wrong.append(f"{where}: {imported} is in no room; import from the module that defines it")
-            elif ROOMS.index(target) > ROOMS.index(own):
+            elif ROOMS.index(target) > ROOMS.index(own) and (name(path), target) != PROMISED:
                 wrong.append(f"{where}: {own} is above {target} and may not import it")
     assert wrong == []
     assert len(library()) >= 100

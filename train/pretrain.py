@@ -54,6 +54,17 @@ class Config:
         check_sections(self.model, self.train, self.schedule, self.objective, self.data, self.log)
 
 
+def make_step(
+    config: Config, model: Any, mesh: Any, steps: int
+) -> tuple[objectives.Loss, parallel.Layout, training.TrainStep]:
+    """Objective, layout and train step on a mesh; `hllm plan` compiles it for devices that are not here."""
+    loss = objectives.make_loss(config.objective, model, z_loss=config.train.z_loss)
+    optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
+    layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
+    layout.check_batch(config.train.batch_size, config.train.accumulation)
+    return loss, layout, training.make_train_step(loss, optimizer, layout, config.train.accumulation)
+
+
 def main(config: Config) -> training.TrainState:
     """Train, or go on where the run folder stands."""
     # ---- run, tokenizer, model ----
@@ -75,16 +86,10 @@ def main(config: Config) -> training.TrainState:
     steps = config.train.steps or len(batches)
     run.identify(tokenizer=tokenizer, data=batches, model=model.config)
 
-    # ---- objective and optimizer ----
-    loss = objectives.make_loss(config.objective, model, z_loss=config.train.z_loss)
-    optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
-
-    # ---- mesh, shapes, shardings; then arrays ----
+    # ---- the step: shapes and shardings first, then arrays ----
     mesh = parallel.make_mesh(config.mesh, config.strategy)
-    layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
-    layout.check_batch(config.train.batch_size, config.train.accumulation)
+    loss, layout, step = make_step(config, model, mesh, steps)
     state = run.restore(layout) or layout.init(config.run.seed, params)
-    step = training.make_train_step(loss, optimizer, layout, config.train.accumulation)
 
     # ---- beside training: save first, then what may fail ----
     hooks = [training.save(run, config.checkpoint.every)]

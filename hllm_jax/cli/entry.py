@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 import hllm_jax
-from hllm_jax.cli import data, machine, model, train
+from hllm_jax.cli import data, machine, model, plan, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,8 +25,11 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells do
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 after a user's error, 130 after Ctrl-C."""
-    args = build_parser().parse_args(argv)
+    """Run one command and return its exit status.
+
+    0, or what the command says (`args.status`); 2 after a user's error, 130 after Ctrl-C.
+    """
+    args = parse(argv)
     as_json: bool = getattr(args, "json", False)
     try:
         with _stdout_for_json(as_json) as stdout:
@@ -45,7 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"hllm {args.command}: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    return 0
+    return int(getattr(args, "status", 0))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; `key=value` may stand before and after options."""
+    parser = build_parser()
+    args, left = parser.parse_known_args(argv)
+    if left and (not hasattr(args, "overrides") or any(each.startswith("-") for each in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        args.overrides = [*args.overrides, *left]
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hllm {hllm_jax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    for group in (train, model, data, machine):
+    for group in (train, plan, model, data, machine):
         group.add_commands(commands)
     return parser
 

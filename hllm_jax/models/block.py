@@ -237,6 +237,9 @@ def all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Keep everything for the backward pass but parameters of other devices: they are gathered again."""
     if primitive.name == "name":
         return bool(parameters["name"] != GATHERED)
+    if primitive.name == "custom_vjp_call":
+        inside = parameters["call_jaxpr"].jaxpr.eqns
+        return not any(equation.primitive.name == "all_gather" for equation in inside)
     return primitive.name not in ("all_gather", "reshape")
 
 

@@ -17,3 +17,4 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.parallel.state import matching as matching
     from hllm_jax.parallel.state import merge as merge
     from hllm_jax.parallel.state import split as split
+    from hllm_jax.planning import plan as plan

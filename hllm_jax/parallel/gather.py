@@ -206,9 +206,11 @@ def _scatter_along(x: jax.Array, dim: int, axes: tuple[str, ...]) -> jax.Array:
     As a matrix: of higher ranks the TPU compiler makes an all-reduce, at twice the cost, to keep its layout.
     """
     lead, trail = x.shape[:dim], x.shape[dim + 1 :]
-    flat = x.reshape(math.prod(lead), x.shape[dim], math.prod(trail))
-    part = jax.lax.psum_scatter(flat, axes, scatter_dimension=1, tiled=True)
-    return part.reshape(*lead, part.shape[1], *trail)
+    before = (math.prod(lead),) if lead else ()
+    after = (math.prod(trail),) if trail else ()
+    flat = x.reshape(*before, x.shape[dim], *after)
+    part = jax.lax.psum_scatter(flat, axes, scatter_dimension=len(before), tiled=True)
+    return part.reshape(*lead, part.shape[len(before)], *trail)
 
 
 def spec_of(split: Split) -> PartitionSpec:

@@ -215,13 +215,13 @@ class Layout:
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """This process's rows of a batch (NumPy) as global arrays on the mesh."""
-        where = {name: self._sharding_of(rows.ndim) for name, rows in batch.items()}
+        where = {name: self.sharding_of(rows.ndim) for name, rows in batch.items()}
         if jax.process_count() == 1:
             return {name: jax.device_put(rows, where[name]) for name, rows in batch.items()}
         make = jax.make_array_from_process_local_data
         return {name: make(where[name], rows) for name, rows in batch.items()}
 
-    def _sharding_of(self, rank: int) -> NamedSharding:
+    def sharding_of(self, rank: int) -> NamedSharding:
         """Of a batch array: `[B]` has a value a row, `[B, L, …]` one or several a position."""
         return NamedSharding(self.mesh, spec(("batch", "length")[:rank], self.rules.activations))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 from hllm_jax.parallel.config import AXES, MeshConfig, Strategy
 
@@ -44,6 +45,7 @@ def make_mesh(
     config: MeshConfig | None = None,
     strategy: Strategy = "ddp",
     devices: Sequence[jax.Device] | None = None,
+    slices: int = 1,
 ) -> jax.sharding.Mesh:
     """A mesh with all six axes (most of size 1), of Auto type: the compiler places the collectives.
 
@@ -51,11 +53,35 @@ def make_mesh(
         config: axis sizes; None for all devices on the strategy's own axis.
         strategy: names that axis.
         devices: default `jax.devices()`.
+        slices: groups of devices that a slow network connects, in the order of `devices`: the outermost axes
+            of the mesh have to run over whole groups.
 
     Raises:
-        MeshError: the sizes do not multiply to the number of devices.
+        MeshError: the sizes do not multiply to the number of devices, or no axis runs over the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(config or MeshConfig(), strategy, len(devices))
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    if slices > 1:
+        _check_slices(shape, slices)
+        # In the order of the slices: `make_mesh` would look for a ring inside of one.
+        laid = np.array(devices).reshape([shape[axis] for axis in AXES])
+        return jax.sharding.Mesh(laid, AXES, axis_types=kinds)
     return jax.make_mesh(tuple(shape[axis] for axis in AXES), AXES, kinds, devices=devices)
+
+
+def _check_slices(shape: dict[str, int], slices: int) -> None:
+    """Refuse a mesh whose inner axes would cross from one slice to the next."""
+    over = 1
+    for axis in AXES:
+        over *= shape[axis]
+        if over % slices == 0:
+            if axis not in ("stage", "data", "fsdp"):
+                break
+            return
+        if slices % over:
+            break
+    raise MeshError(
+        f"{slices} slices are connected by a slow network: an outer axis (stage, data or fsdp) has to divide "
+        f"into {slices} parts, this mesh is {shape}; mesh.data={slices} would"
+    )

@@ -66,11 +66,17 @@ def make_rules(strategy: Strategy) -> Rules:
 
 
 def mesh_axes(names: Sequence[str | None], table: Table) -> tuple[tuple[str, ...], ...]:
-    """The mesh axes that split each axis of an array. A mesh axis is used once; the first name wins."""
+    """The mesh axes that split each axis of an array. A mesh axis is used once; the first name wins.
+
+    Vectors of the width of the stream (norms, biases) are not split by it: they weigh nothing, and a
+    collective for each of them costs time.
+    """
     used: set[str] = set()
     parts: list[tuple[str, ...]] = []
+    whole = {"embed"} if [name for name in names if name != "layers"] == ["embed"] else set()
     for name in names:
-        axes = tuple(axis for axis in table.get(name or "", ()) if axis not in used)
+        over = () if name in whole else table.get(name or "", ())
+        axes = tuple(axis for axis in over if axis not in used)
         used.update(axes)
         parts.append(axes)
     return tuple(parts)

@@ -103,6 +103,9 @@ class OptimizerConfig:
         weight_decay: per unit of learning rate.
         clip_norm: largest global norm of the gradient; None for no clipping.
         mu_dtype: dtype of the first moment (of momentum for Muon and Lion).
+        master_dtype: keep a copy of the parameters in it, which is what the updates change; the parameters
+            (`model.param_dtype: bfloat16`) are that copy, rounded (mixed precision: Micikevicius et al. 2018,
+            section 3.1). None: there is no copy.
     """
 
     name: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
@@ -111,6 +114,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    master_dtype: Literal["float32"] | None = None
 
     def __post_init__(self) -> None:
         Invalid.check(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from hllm_jax.parallel.state import flatten, unflatten
 from hllm_jax.training.config import OptimizerConfig, ScheduleConfig
@@ -28,10 +29,14 @@ class Optimizer:
 
     transform: optax.GradientTransformation
     schedule: Schedule
+    master_dtype: DTypeLike | None = None
 
     def init(self, params: Any) -> Any:
         """The optimizer state for these trainable variables."""
-        return self.transform.init(params)
+        if self.master_dtype is None:
+            return self.transform.init(params)
+        master = _cast(params, self.master_dtype)
+        return {"master": master, "moments": self.transform.init(master)}
 
     def update(self, gradients: Any, state: Any, params: Any, step: jax.Array) -> tuple[Any, Any]:
         """One update.
@@ -45,6 +50,17 @@ class Optimizer:
         Returns:
             The new variables, in their own dtypes, and the new state.
         """
+        if self.master_dtype is not None:
+            gradients = _cast(gradients, self.master_dtype)
+            moved_master, moments = Optimizer(self.transform, self.schedule).update(
+                gradients, state["moments"], state["master"], step
+            )
+
+            def rounded(new: jax.Array, old: jax.Array) -> jax.Array:
+                return new.astype(old.dtype)
+
+            params = jax.tree.map(rounded, moved_master, params)
+            return params, {"master": moved_master, "moments": moments}
         updates, state = self.transform.update(gradients, state, params)
         rate = self.schedule(step)
 
@@ -82,7 +98,19 @@ def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int
             optax.add_decayed_weights(-decay, decays),
         )
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    return Optimizer(optax.chain(*clip, main), make_schedule(schedule, steps))
+    return Optimizer(optax.chain(*clip, main), make_schedule(schedule, steps), config.master_dtype)
+
+
+def _cast(tree: Any, dtype: DTypeLike) -> Any:
+    """The same in `dtype`; shapes stay shapes."""
+
+    def cast(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, dtype)
+        # A copy even where nothing changes: both are donated to the next step.
+        return jnp.array(leaf, dtype, copy=True)
+
+    return jax.tree.map(cast, tree)
 
 
 def decays(params: Mapping[str, Any]) -> Any:

@@ -1,0 +1,40 @@
+"""What a compiler says when a program does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A program that needs more memory than there is.
+
+    Attributes:
+        used: bytes that it needs; None where the compiler does not say.
+        limit: bytes that there are; None likewise.
+        words: the compiler's.
+    """
+
+    used: int | None
+    limit: int | None
+    words: str
+
+
+def read_refusal(message: str) -> Refusal | None:
+    """The refusal in an error of the compiler; None where the error is another one."""
+    if "RESOURCE_EXHAUSTED" not in message and "exceed" not in message.lower():
+        return None
+    used = limit = None
+    if match := re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B?", message):
+        used, limit = _bytes(match[1], match[2]), _bytes(match[3], match[4])
+    elif match := re.search(r"(?:allocate|allocating|requires?) ([\d.]+)([KMGT]?)i?B?", message):
+        used = _bytes(match[1], match[2])
+    words = next((line for line in message.splitlines() if "xceed" in line or "EXHAUSTED" in line), message)
+    return Refusal(used, limit, words.strip()[:500])
+
+
+def _bytes(number: str, unit: str) -> int:
+    return int(float(number) * UNITS[unit])

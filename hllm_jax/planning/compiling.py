@@ -1,0 +1,290 @@
+"""What a configuration will need on devices that are not here: the train step itself, compiled for them.
+
+Memory, arithmetic and collectives come from the compiler; only the time is a model (a roofline).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from hllm_jax.parallel.planning.topology import Topology, devices_of, parse_topology
+
+if TYPE_CHECKING:
+    from hllm_jax.parallel.layout import Layout
+    from hllm_jax.parallel.planning.hlo import Collective
+    from hllm_jax.parallel.planning.roofline import Roofline
+
+
+class PlanError(ValueError):
+    """A configuration that cannot be planned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PerDevice:
+    """Bytes of a device.
+
+    Attributes:
+        arguments: state and batch.
+        temporaries: what the program allocates beside them; they are not all live at once.
+        peak: the most that is live at once.
+        capacity: of the chip.
+    """
+
+    arguments: int
+    temporaries: int | None
+    peak: int | None
+    capacity: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a train step needs.
+
+    Attributes:
+        config: the name of the configuration.
+        topology: the chips.
+        devices: how many.
+        mesh: sizes of its axes that are not 1.
+        strategy: of the configuration.
+        parameters: of the model.
+        per_device: memory.
+        states: bytes a device of `params`, `grads` and `optimizer`.
+        collectives: of a step, of one device.
+        flops: of a step, of one device, as compiled; None where the compiler refused.
+        model_flops: of a step, of one device, as the model needs them.
+        recomputed: share of `flops` that the backward pass computes again.
+        fits: the compiler accepted it, and the peak is below the capacity.
+        roofline: predicted times; None where the compiler refused.
+        tokens: of a step.
+        budget: tokens to train on, days that takes (by C = 6ND at the predicted rate) and steps.
+        refusal: the compiler's words, where it refused.
+        advice: what to change, where it does not fit.
+        compile_seconds: how long the compiler took.
+    """
+
+    config: str
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    strategy: str
+    parameters: int
+    per_device: PerDevice
+    states: dict[str, int]
+    collectives: list[Collective]
+    flops: float | None
+    model_flops: float
+    recomputed: float | None
+    fits: bool
+    roofline: Roofline | None
+    tokens: int
+    budget: dict[str, float]
+    refusal: str | None
+    advice: list[str]
+    compile_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them."""
+        return dataclasses.asdict(self)
+
+
+def plan(
+    config: Any, topology: str | Topology, *, slices: int = 1, tokens: float | None = None, name: str = ""
+) -> Plan:
+    """Compile the train step of a configuration for a topology, and read off what it needs.
+
+    Args:
+        config: of a recipe (`load_run_config(path)[1]`), or the path of a configuration.
+        topology: e.g. `v5p:4x4x4`, `v5e:2x4`, `h100:8`.
+        slices: so many of them.
+        tokens: a budget; None: those of the run (`train.steps`).
+        name: how the plan calls the configuration.
+
+    Raises:
+        TopologyError: it is not known, or the compiler for it is not installed.
+        PlanError: the recipe has no `make_step`.
+        MeshError, LayoutError: the model does not divide over so many devices.
+    """
+    from hllm_jax.recipes import load_recipe, load_run_config
+
+    if isinstance(config, str):
+        name, config = name or config, load_run_config(config)[1]
+    recipe = load_recipe(config.recipe)
+    if not hasattr(recipe, "make_step"):
+        raise PlanError(
+            f"the recipe {config.recipe} has no function make_step(config, model, mesh, steps), which a plan "
+            "compiles; train/pretrain.py shows one"
+        )
+    chips = topology if isinstance(topology, Topology) else parse_topology(topology, slices)
+    return _Planning(recipe, config, chips, devices_of(chips), name).plan(tokens)
+
+
+class _Planning:
+    """One configuration on one topology."""
+
+    def __init__(self, recipe: Any, config: Any, topology: Topology, devices: list[Any], name: str) -> None:
+        from hllm_jax.inspection import spec_of_config
+        from hllm_jax.nn.target import compiling_for
+        from hllm_jax.parallel.mesh import make_mesh
+
+        self.config, self.topology, self.name = config, topology, name
+        self.spec = spec_of_config(config)
+        self.mesh = make_mesh(config.mesh, config.strategy, devices, slices=topology.slices)
+        with compiling_for(topology.chip.platform):
+            model = self.spec.build(config.model.execution.resolve())
+            steps = config.train.steps or 1
+            _, self.layout, self.step = recipe.make_step(config, model, self.mesh, steps)
+
+    def plan(self, tokens: float | None) -> Plan:
+        from hllm_jax.parallel.planning.hlo import Program
+        from hllm_jax.parallel.planning.roofline import step_time
+
+        chip, layout = self.topology.chip, self.layout
+        compiled, refusal, seconds = self._compile()
+        states = states_of(layout)
+        arguments = _local_bytes(layout.abstract_state) + _local_bytes(self._batch())
+        temporaries, peak = None, None if refusal is None else refusal.used
+        flops = recomputed = times = None
+        collectives: list[Collective] = []
+        of_step = self._tokens
+        model_flops = self._flops_per_token() * of_step / self.mesh.size
+        if compiled is not None:
+            memory = compiled.memory_analysis()
+            temporaries, peak = int(memory.temp_size_in_bytes), int(memory.peak_memory_in_bytes)
+            arguments = int(memory.argument_size_in_bytes)
+            program = Program(compiled.as_text())
+            flops, again = program.flops()
+            recomputed = again / flops if flops else 0.0
+            sizes = dict(self.mesh.shape)
+            collectives = program.collectives(sizes)
+            times = step_time(self.topology, sizes, flops, program.traffic(), collectives, model_flops)
+        fits = compiled is not None and peak is not None and peak <= chip.memory
+        return Plan(
+            config=self.name or self.config.recipe,
+            topology=self.topology.name + (f" x {self.topology.slices}" if self.topology.slices > 1 else ""),
+            devices=self.mesh.size,
+            mesh={axis: size for axis, size in self.mesh.shape.items() if size > 1},
+            strategy=self.config.strategy,
+            parameters=self.spec.parameters(),
+            per_device=PerDevice(arguments, temporaries, peak, chip.memory),
+            states=states,
+            collectives=collectives,
+            flops=flops,
+            model_flops=model_flops,
+            recomputed=recomputed,
+            fits=fits,
+            roofline=times,
+            tokens=of_step,
+            budget=self._budget(tokens, times),
+            refusal=None if refusal is None else refusal.words,
+            advice=[] if fits else self._advice(states),
+            compile_seconds=seconds,
+        )
+
+    # -- parts -----------------------------------------------------------------------------------------------
+
+    def _compile(self) -> tuple[Any, Any, float]:
+        from hllm_jax.parallel.planning.refusal import read_refusal
+
+        begun = time.perf_counter()
+        lowered = self.step.lower(self.layout.abstract_state, self._batch())
+        try:
+            compiled = lowered.compile()
+        except Exception as error:
+            refusal = read_refusal(str(error))
+            if refusal is None:
+                raise
+            return None, refusal, time.perf_counter() - begun
+        return compiled, None, time.perf_counter() - begun
+
+    def _batch(self) -> dict[str, Any]:
+        """The shapes of a batch, with their shardings."""
+        import jax
+
+        from hllm_jax.data.objective import ObjectiveConfig
+        from hllm_jax.data.shapes import batch_shapes, task_shapes
+
+        train = self.config.train
+        if (task := getattr(self.config, "task", None)) is not None:
+            shapes = task_shapes(task, train.batch_size, train.sequence_length)
+        else:
+            objective = getattr(self.config, "objective", None) or ObjectiveConfig()
+            two = getattr(self.spec, "position", None) == "learned_2d"
+            shapes = batch_shapes(objective, train.batch_size, train.sequence_length, two)
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=self.layout.sharding_of(len(shape)))
+            for name, (shape, dtype) in shapes.items()
+        }
+
+    @property
+    def _tokens(self) -> int:
+        """Of a step: positions of encoder and decoder."""
+        return sum(
+            math.prod(array.shape) for name, array in self._batch().items() if name.endswith("segment_ids")
+        )
+
+    def _flops_per_token(self) -> float:
+        batch = self._batch()
+        lengths = [batch["tokens"].shape[1]]
+        if "decoder_tokens" in batch:
+            lengths.append(batch["decoder_tokens"].shape[1])
+        return float(self.spec.flops_per_token(*lengths))
+
+    def _budget(self, tokens: float | None, times: Roofline | None) -> dict[str, float]:
+        of_step = self._tokens
+        wanted = float(tokens or of_step * (self.config.train.steps or 1))
+        compute = 6.0 * self.spec.parameters() * wanted
+        peak = self.topology.chip.flops * self.mesh.size
+        budget = {"tokens": wanted, "steps": wanted / of_step, "flops": compute}
+        budget["days_at_peak"] = compute / peak / 86400
+        if times is not None and times.step:
+            budget["days"] = wanted / of_step * times.step / 86400
+            budget["days_without_overlap"] = wanted / of_step * times.without_overlap / 86400
+        return budget
+
+    def _advice(self, states: dict[str, int]) -> list[str]:
+        """What would make it smaller, the cheapest first."""
+        config, capacity = self.config, self.topology.chip.memory
+        ways: list[str] = []
+        if config.model.remat != "full":
+            ways.append("model.remat=full computes activations again instead of keeping them")
+        rows = config.train.batch_size // config.train.accumulation
+        over = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
+        if rows > over:
+            ways.append(
+                f"train.accumulation={config.train.accumulation * rows // over}: a row a device at once"
+            )
+        if config.strategy != "zero3" and sum(states.values()) > capacity // 4:
+            ways.append("strategy=zero3 leaves each device a part of every state")
+        if self.mesh.shape["tensor"] == 1:
+            ways.append("mesh.tensor=2 (or more) also splits the activations of wide layers")
+        ways.append(f"more devices than {self.mesh.size}, or chips with more memory")
+        return ways
+
+
+def states_of(layout: Layout) -> dict[str, int]:
+    """Bytes a device of parameters, of gradients and of the optimizer's state: shapes x shardings."""
+    import jax
+
+    state = layout.abstract_state
+
+    def placed(leaf: Any, where: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    gradients = jax.tree.map(placed, state.trainable, layout.gradient_shardings)
+    return {
+        "params": _local_bytes(state.trainable) + _local_bytes(state.frozen),
+        "grads": _local_bytes(gradients),
+        "optimizer": _local_bytes(state.opt_state),
+    }
+
+
+def _local_bytes(tree: Any) -> int:
+    import jax
+
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
