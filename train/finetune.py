@@ -69,7 +69,10 @@ def make_step(
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
     layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
     layout.check_batch(config.train.batch_size, config.train.accumulation)
-    return loss, layout, training.make_train_step(loss, optimizer, layout, config.train.accumulation)
+    step = training.make_train_step(
+        loss, optimizer, layout, config.train.accumulation, config.train.reduce_dtype
+    )
+    return loss, layout, step
 
 
 def main(config: Config) -> training.TrainState:

@@ -58,11 +58,16 @@ def make_step(
     config: Config, model: Any, mesh: Any, steps: int
 ) -> tuple[objectives.Loss, parallel.Layout, training.TrainStep]:
     """Objective, layout and train step on a mesh; `hllm plan` compiles it for devices that are not here."""
-    loss = objectives.make_loss(config.objective, model, z_loss=config.train.z_loss)
+    loss = objectives.make_loss(
+        config.objective, model, z_loss=config.train.z_loss, chunks=config.train.logit_chunks
+    )
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
     layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
     layout.check_batch(config.train.batch_size, config.train.accumulation)
-    return loss, layout, training.make_train_step(loss, optimizer, layout, config.train.accumulation)
+    step = training.make_train_step(
+        loss, optimizer, layout, config.train.accumulation, config.train.reduce_dtype
+    )
+    return loss, layout, step
 
 
 def main(config: Config) -> training.TrainState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from hllm_jax.models.spec import DecoderConfig, StackConfig
 from hllm_jax.nn.axes import constrain
 from hllm_jax.nn.cache import KVCache
 from hllm_jax.nn.embed import Embed
-from hllm_jax.nn.linear import Linear
+from hllm_jax.nn.linear import Linear, product
 from hllm_jax.nn.norm import make_norm
 from hllm_jax.nn.position import RelativeBias, Table, sinusoids
 from hllm_jax.nn.rope import rope_angles
@@ -149,6 +150,32 @@ class Decoder(nn.Module):
     def head(self, x: jax.Array) -> jax.Array:
         """Hidden state `[B, L, D]` -> float32 logits `[B, L, V]`."""
         logits = self.embed.attend(x) if self.config.tie_embeddings else self.untied(x)
+        return self._capped(logits)
+
+    def before_head(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        deterministic: bool = True,
+        prefix: jax.Array | None = None,
+    ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """The hidden state `[B, L, D]`, and the head for parts of it, `[B, l, D]` -> `[B, l, V]`.
+
+        For losses that never hold all logits at once. The function closes over the weights alone (in float32,
+        so that the gradients of the parts are added up in it); arguments as in `__call__`.
+        """
+        x, _ = self.hidden(tokens, segment_ids, positions, None, deterministic, prefix)
+        tied = self.config.tie_embeddings
+        dtype = x.dtype
+        matrix = (self.embed.embedding.astype(dtype).T if tied else self.untied.matrix()).astype(jnp.float32)
+
+        def head(x: jax.Array) -> jax.Array:
+            return self._capped(product(x.astype(dtype), matrix.astype(dtype), jnp.float32))
+
+        return x, head
+
+    def _capped(self, logits: jax.Array) -> jax.Array:
         logits = constrain(logits, "batch", "length", "act_vocab")
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -45,23 +45,26 @@ class Linear(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     result_dtype: DTypeLike | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        init, zeros = nn.initializers.normal(self.std), nn.initializers.zeros
+        shape, n = (*self.inputs, *self.outputs), len(self.inputs)
+        self.kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype, self.dtype)
+        if self.use_bias:
+            self.bias = parameter(self, "bias", zeros, self.outputs, self.axes[n:], self.param_dtype)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., *inputs]` -> `[..., *outputs]`."""
-        init = nn.initializers.normal(self.std)
-        shape = (*self.inputs, *self.outputs)
-        kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype, self.dtype)
-        n = len(self.inputs)
         # Two plain matrices: the form every backend has a fast path for.
-        lead = x.shape[: x.ndim - n]
+        lead = x.shape[: x.ndim - len(self.inputs)]
         flat = x.astype(self.dtype).reshape(*_rows(lead), math.prod(self.inputs))
-        matrix = kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
-        y = product(flat, matrix, self.result_dtype)
+        y = product(flat, self.matrix(), self.result_dtype)
         if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = parameter(self, "bias", zeros, self.outputs, self.axes[n:], self.param_dtype)
-            y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+            y = y + self.bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         return y.reshape(*lead, *self.outputs)
+
+    def matrix(self) -> jax.Array:
+        """The kernel as it multiplies: `[I, O]` in `dtype`."""
+        return self.kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
 
 
 def product(x: jax.Array, matrix: jax.Array, result_dtype: DTypeLike | None = None) -> jax.Array:

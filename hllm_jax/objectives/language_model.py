@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hllm_jax.objectives.routing import add_routing, apply_model
-from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
+from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables, add
 
 
 @jax.custom_vjp
@@ -109,7 +111,7 @@ def token_sums(
     return sums
 
 
-def causal_lm(model: nn.Module, z_loss: float = 0.0) -> Loss:
+def causal_lm(model: nn.Module, z_loss: float = 0.0, chunks: int = 1) -> Loss:
     """The loss of a decoder on packed rows: every token of weight predicts the next one.
 
     With `prefix` in the batch, every token of a segment sees the prefix of that segment. So this is also the
@@ -121,22 +123,71 @@ def causal_lm(model: nn.Module, z_loss: float = 0.0) -> Loss:
         model: `model.apply(variables, tokens, segment_ids, positions, deterministic=…) -> (logits, cache)`,
             also with `prefix=…` for such batches.
         z_loss: see `token_sums`.
+        chunks: logits of so many parts of each row, one after another: `[B, L / chunks, V]` is the most that
+            is held at once, and the backward pass computes them again. The model needs `before_head`.
 
     Returns:
         A loss over an `LMBatch` or `PrefixBatch` with the entries of `token_sums` and `add_routing`.
     """
 
     def loss(variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
-        (logits, _), routed = apply_model(
-            model,
-            variables,
-            rng,
-            batch["tokens"],
-            segment_ids=batch["segment_ids"],
-            positions=batch["positions"],
-            **({"prefix": batch["prefix"]} if "prefix" in batch else {}),
-        )
-        sums = token_sums(logits, batch["targets"], batch["weights"], z_loss)
+        told = {name: batch[name] for name in ("segment_ids", "positions", "prefix") if name in batch}
+        if chunks > 1:
+            (x, head), routed = apply_model(
+                model, variables, rng, batch["tokens"], method="before_head", **told
+            )
+            sums = chunked_sums(x, head, batch["targets"], batch["weights"], z_loss, chunks)
+        else:
+            (logits, _), routed = apply_model(model, variables, rng, batch["tokens"], **told)
+            sums = token_sums(logits, batch["targets"], batch["weights"], z_loss)
         return add_routing(sums, routed, batch["weights"])
 
     return loss
+
+
+def chunked_sums(
+    x: jax.Array,
+    head: Callable[[jax.Array], jax.Array],
+    targets: jax.Array,
+    weights: jax.Array,
+    z_loss: float,
+    chunks: int,
+) -> Sums:
+    """`token_sums(head(x), targets, weights, z_loss)` without all logits in memory.
+
+    Part i has the positions i, i + chunks, …, so that rows whose positions lie on several devices stay there.
+
+    Args:
+        x: `[B, L, D]`.
+        head: part of it to logits.
+        targets, weights: `[B, L]`.
+        z_loss: see `token_sums`.
+        chunks: divides L.
+
+    Raises:
+        ValueError: it does not.
+    """
+    length = x.shape[1]
+    if length % chunks:
+        raise ValueError(f"rows of {length} do not divide into {chunks} chunks of logits")
+
+    def parts(array: jax.Array) -> jax.Array:
+        split = array.reshape(array.shape[0], length // chunks, chunks, *array.shape[2:])
+        return jnp.moveaxis(split, 2, 0)
+
+    @jax.checkpoint
+    def of_part(x: jax.Array, targets: jax.Array, weights: jax.Array) -> Sums:
+        return token_sums(head(x), targets, weights, z_loss)
+
+    def body(total: Sums, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Sums, None]:
+        return add(total, of_part(*part)), None
+
+    several = (parts(x), parts(targets), parts(weights))
+    shapes = jax.eval_shape(of_part, *(each[0] for each in several))
+    nothing = {name: (zeros_like(top), zeros_like(bottom)) for name, (top, bottom) in shapes.items()}
+    return jax.lax.scan(body, nothing, several)[0]
+
+
+def zeros_like(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Zeros of that shape and dtype."""
+    return jnp.zeros(shape.shape, shape.dtype)

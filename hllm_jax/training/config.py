@@ -51,6 +51,9 @@ class TrainConfig:
         sequence_length: tokens per row.
         accumulation: microbatches per update.
         z_loss: weight of the squared log-partition.
+        logit_chunks: a decoder's logits are made of so many parts of each row, one after another, and again
+            for the backward pass: less memory for a little more arithmetic.
+        reduce_dtype: gradients are summed over devices and microbatches in it.
         nan_policy: what follows a loss or gradient that is not finite. The update is skipped and the batch
             kept in the run folder either way; `stop` ends the run with a checkpoint, `continue` goes on.
         nan_limit: with `continue`, so many bad batches in a row end the run all the same.
@@ -63,6 +66,8 @@ class TrainConfig:
     sequence_length: int = 512
     accumulation: int = 1
     z_loss: float = 0.0
+    logit_chunks: int = 1
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     nan_policy: Literal["stop", "continue"] = "stop"
     nan_limit: int = 10
     profile: ProfileConfig = ProfileConfig()
@@ -87,6 +92,12 @@ class TrainConfig:
                     f"batch_size {self.batch_size} does not divide into {self.accumulation} microbatches",
                 ),
                 (self.z_loss < 0, "z_loss", f"{self.z_loss}: 0 or more"),
+                (self.logit_chunks < 1, "logit_chunks", f"{self.logit_chunks}: at least 1"),
+                (
+                    self.logit_chunks > 1 and self.sequence_length % self.logit_chunks != 0,
+                    "logit_chunks",
+                    f"rows of {self.sequence_length} do not divide into {self.logit_chunks} parts",
+                ),
             ]
         )
 

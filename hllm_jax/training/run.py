@@ -31,6 +31,8 @@ FREE = (
     "run.allow_changes",
     "train.steps",
     "train.accumulation",
+    "train.logit_chunks",
+    "train.reduce_dtype",
     "train.profile.*",
     "train.nan_*",
     "model.remat",

@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import meta
 
+from hllm_jax.models.config import Execution
+from hllm_jax.models.layout import init_variables
+from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.objectives import add, causal_lm, cross_entropy, mean
 from hllm_jax.testing.models import tiny_config, tiny_model
 from hllm_jax.testing.training import Bigram, ToyBatches
@@ -159,3 +163,62 @@ def test_mean_of_nothing_is_zero() -> None:
     zero = jnp.zeros(())
     assert float(mean({"x": (zero, zero)})["x"]) == 0
     assert float(mean({"x": (jnp.asarray(3.0), jnp.asarray(0.25))})["x"]) == 12
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_in_parts_are_the_same_loss_and_gradient(tied: bool) -> None:
+    spec = DecoderConfig(
+        vocab_size=48,
+        embed=16,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        mlp=32,
+        max_length=24,
+        tie_embeddings=tied,
+        logit_softcap=20.0,
+    )
+    model = spec.build(Execution(dtype="float32"))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 48, (3, 24)).astype(np.int32)
+    rows = {
+        "tokens": jnp.asarray(tokens),
+        "targets": jnp.asarray((tokens * 5 + 1) % 48),
+        "weights": jnp.asarray(rng.integers(0, 2, tokens.shape).astype(np.float32)),
+        "segment_ids": jnp.ones(tokens.shape, jnp.int32),
+        "positions": jnp.broadcast_to(jnp.arange(24, dtype=jnp.int32), tokens.shape),
+    }
+    variables = meta.unbox(init_variables(model, jax.random.key(0)))
+
+    def value(chunks: int) -> Any:
+        def numerator(variables: Any) -> Any:
+            sums = causal_lm(model, 1e-3, chunks)(variables, rows, None)
+            return sums["loss"][0], sums
+
+        return jax.value_and_grad(numerator, has_aux=True)(variables)
+
+    (_, whole), gradient = value(1)
+    for chunks in (2, 8):
+        (_, parts), of_parts = value(chunks)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), parts, whole)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), of_parts, gradient)
+    with pytest.raises(ValueError, match="24 do not divide into 5"):
+        value(5)
+
+
+def test_logits_in_parts_are_never_whole() -> None:
+    spec = DecoderConfig(vocab_size=4096, embed=8, layers=1, heads=2, kv_heads=2, mlp=8, max_length=64)
+    model = spec.build(Execution(dtype="float32"))
+    tokens = jnp.zeros((2, 64), jnp.int32)
+    rows = {"tokens": tokens, "targets": tokens, "weights": tokens.astype(jnp.float32)}
+    rows |= {"segment_ids": tokens + 1, "positions": tokens}
+    variables = jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
+    text = {
+        chunks: jax.jit(jax.grad(lambda v, c=chunks: causal_lm(model, 0.0, c)(v, rows, None)["loss"][0]))
+        .lower(meta.unbox(variables))
+        .as_text()
+        for chunks in (1, 8)
+    }
+    assert "2x64x4096xf32" in text[1]
+    assert "2x64x4096xf32" not in text[8]
+    assert "2x8x4096xf32" in text[8]
