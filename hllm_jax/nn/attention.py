@@ -12,14 +12,19 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from hllm_jax.nn.axes import on_shards, split_into
 from hllm_jax.nn.config import Kernel
 from hllm_jax.nn.target import target_platform
 
 log = logging.getLogger(__name__)
+
+#: Platform -> the kernel that `auto` takes where it can do the case, else `plain`.
+PREFERRED: dict[str, Kernel] = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +111,9 @@ def attention(
     case = _case(q, k, v, segment_ids, key_segment_ids, causal, window, softcap, prefix, bias, dropout)
     chosen = _choose(kernel, case)
     scale = 1.0 / math.sqrt(case.head_dim) if scale is None else scale
-    if chosen == "blocked":
-        from hllm_jax.nn.attention_blocked import blocked_attention
-
-        return blocked_attention(
-            q, k, v, causal=causal, segment_ids=segment_ids, window=window, softcap=softcap, scale=scale
-        )
-    if chosen == "cudnn":
-        return _cudnn(q, k, v, causal, segment_ids, window, scale)
+    if chosen != "plain":
+        told = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
+        return _on_devices(functools.partial(_kernel(chosen), **told), q, k, v, segment_ids)
     mask = jnp.ones((1, case.length, case.keys), bool)
     if causal:
         places = jnp.arange(case.length, dtype=jnp.int32)[None]
@@ -230,16 +230,48 @@ def _plain(
     return out.reshape(B, K, G, L, h).transpose(0, 3, 1, 2, 4).reshape(B, L, H, h).astype(q.dtype)
 
 
+def _kernel(name: Kernel) -> Callable[..., jax.Array]:
+    """A kernel: `(q, k, v, segment_ids, *, causal, window, softcap, scale)`."""
+    if name == "blocked":
+        from hllm_jax.nn.attention_blocked import blocked_attention
+
+        return blocked_attention
+    if name == "splash":
+        from hllm_jax.nn.attention_splash import splash_attention
+
+        return splash_attention
+    return _cudnn
+
+
+def _on_devices(
+    kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+) -> jax.Array:
+    """A kernel by each device for its own rows and heads: the compiler, which does not see into a loop over
+    rows or a hand-written kernel, would gather them all on every device."""
+    ways = split_into("act_heads")
+    if k.shape[2] % ways and q.shape[2] % ways == 0:
+        # A device has fewer key heads than one: they are repeated, as often as that takes.
+        times = q.shape[2] // k.shape[2]
+        k, v = (jnp.repeat(x, times, axis=2) for x in (k, v))
+    heads, kv_heads = ("batch", None, "act_heads"), ("batch", None, "act_heads")
+    if segment_ids is None:
+        return on_shards(kernel, (q, k, v), (heads, kv_heads, kv_heads), heads)
+    return on_shards(kernel, (q, k, v, segment_ids), (heads, kv_heads, kv_heads, ("batch", None)), heads)
+
+
 def _cudnn(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    segment_ids: jax.Array | None = None,
+    *,
     causal: bool,
-    segment_ids: jax.Array | None,
     window: int | None,
+    softcap: float | None,
     scale: float,
 ) -> jax.Array:
     """NVIDIA's fused kernel, through `jax.nn.dot_product_attention`."""
+    assert softcap is None, "see `unsupported`"
     local = None if window is None else (window - 1, 0)
     mask = None
     if segment_ids is not None:
@@ -304,7 +336,7 @@ def _case(
 
 def unsupported(kernel: Kernel, case: Case) -> str | None:
     """Why this kernel cannot do this case here; None if it can."""
-    if kernel not in ("blocked", "cudnn"):
+    if kernel not in ("blocked", "splash", "cudnn"):
         return None
     given = {
         "keys of another row": case.elsewhere,
@@ -336,7 +368,7 @@ def _choose(kernel: Kernel, case: Case) -> Kernel:
         if reason:
             raise ValueError(f"attention kernel {kernel!r} cannot do this: {reason}; use 'auto' or 'plain'")
         return kernel
-    preferred: Kernel | None = {"cpu": "blocked", "gpu": "cudnn"}.get(target_platform())  # type: ignore
+    preferred: Kernel | None = PREFERRED.get(target_platform())
     if preferred is None:
         return "plain"
     reason = unsupported(preferred, case)

@@ -112,38 +112,68 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return cast("jax.Array", nn.with_logical_constraint(x, names))
 
 
+def split_into(name: str) -> int:
+    """Into how many parts the active rules divide an axis of activations."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if mesh.empty or not rules:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in _mesh_axes((name,))[0])
+
+
 def on_shards(
     function: Callable[..., jax.Array],
-    split: tuple[jax.Array, ...],
-    names: tuple[str, ...],
+    arrays: tuple[jax.Array, ...],
+    names: tuple[tuple[str | None, ...], ...],
+    result: tuple[str | None, ...],
     *whole: Any,
 ) -> jax.Array:
-    """`function(*split, *whole)`, by each device for what it holds, where a mesh and rules are active.
+    """`function(*arrays, *whole)`, by each device for what it holds, where a mesh and rules are active.
 
     For functions that treat the entries along the named axes apart, but so that a compiler does not see it (a
-    sort): it would gather them on every device.
+    sort, a loop, a hand-written kernel): it would gather them on every device.
 
     Args:
-        function: gives an array whose first axes are those of `split`, in the same order.
-        split: arrays whose first axes are named.
-        names: entries of `ACTIVATION_AXES` that rules may split.
+        function: gives an array.
+        arrays: arrays with named axes.
+        names: for each of them entries of `ACTIVATION_AXES` that rules may split, or None, one per axis; what
+            is left out at the end is None.
+        result: the same of what the function gives.
         whole: trees that every device needs all of (weights).
     """
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     if mesh.empty or not rules:
-        return function(*split, *whole)
-    spec: Any = nn.logical_to_mesh_axes(names)
-    over = [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec]
-    ways = [math.prod(mesh.shape[axis] for axis in axes) for axes in over]
-    if math.prod(ways) == 1 or any(size % way for size, way in zip(split[0].shape, ways, strict=False)):
-        return function(*split, *whole)
+        return function(*arrays, *whole)
+    ways = {name: split_into(name) for each in (*names, result) for name in each if name is not None}
+    # An axis that does not divide is whole on every device.
+    uneven = {
+        name
+        for array, each in zip(arrays, names, strict=True)
+        for size, name in zip(array.shape, each, strict=False)
+        if name is not None and size % ways[name]
+    }
+
+    def spec(each: tuple[str | None, ...]) -> jax.sharding.PartitionSpec:
+        left = tuple(None if name in uneven else name for name in each)
+        return jax.sharding.PartitionSpec(*(axes or None for axes in _mesh_axes(left)))
+
     mapped = jax.shard_map(
         function,
-        in_specs=(*(spec for _ in split), *(jax.sharding.PartitionSpec() for _ in whole)),
-        out_specs=spec,
-        axis_names={axis for axes in over for axis in axes},
+        in_specs=(*(spec(each) for each in names), *(jax.sharding.PartitionSpec() for _ in whole)),
+        out_specs=spec(result),
+        # All axes that are not mapped yet: a kernel that a TPU runs may not be left to the partitioner.
+        axis_names={
+            axis
+            for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+            if kind != jax.sharding.AxisType.Manual
+        },
         # The gradient of what is whole is summed over the devices either way; gradients that are written out
         # need not say of each array whether it differs between them.
         check_vma=False,
     )
-    return mapped(*split, *whole)
+    return mapped(*arrays, *whole)
+
+
+def _mesh_axes(names: tuple[str | None, ...]) -> list[tuple[str, ...]]:
+    """The mesh axes that the active rules give each axis of an activation."""
+    spec: Any = nn.logical_to_mesh_axes(names)
+    return [(axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in spec]

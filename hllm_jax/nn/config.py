@@ -9,7 +9,7 @@ from hllm_jax.config.declare import Invalid, config
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Pairing = Literal["half", "interleaved"]
-Kernel = Literal["auto", "plain", "blocked", "cudnn"]
+Kernel = Literal["auto", "plain", "blocked", "splash", "cudnn"]
 
 
 @config

@@ -19,6 +19,7 @@ from hllm_jax.nn.config import Activation, Experts
 from hllm_jax.nn.grouped import Blocks, Buffers, Layout, Sorted
 from hllm_jax.nn.linear import Linear
 from hllm_jax.nn.mlp import ACTIVATIONS
+from hllm_jax.nn.target import target_platform
 
 #: Collection in which a mixture leaves what its losses need.
 ROUTING = "routing"
@@ -120,13 +121,14 @@ class MixtureOfExperts(nn.Module):
 
     def _dropless(self, x: jax.Array, groups: jax.Array, kernels: dict[str, jax.Array]) -> jax.Array:
         """`[B, L, D]` -> `[B, L, k, D]`; each device sorts the tokens that it holds."""
-        kind = Sorted if jax.default_backend() == "tpu" else Blocks
+        kind = Sorted if target_platform() == "tpu" else Blocks
+        rows = ("batch", "length")
 
         def local(x: jax.Array, groups: jax.Array, kernels: dict[str, jax.Array]) -> jax.Array:
             layout = kind.of(groups.reshape(x.shape[0], -1), self.experts.count)
             return self._through(layout, x, kernels)
 
-        return on_shards(local, (x, groups), ("batch", "length"), kernels)
+        return on_shards(local, (x, groups), (rows, rows), rows, kernels)
 
     def _through(self, layout: Layout, x: jax.Array, kernels: dict[str, jax.Array]) -> jax.Array:
         """`[B, L, D]` -> `[B, L, k, D]` by the experts that the layout says."""
