@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from hllm_jax.models.config import Execution
 from hllm_jax.models.spec import StackConfig
@@ -19,6 +20,9 @@ from hllm_jax.nn.norm import make_norm
 
 #: Collections with one entry per layer beside the weights (adapters live in `lora`).
 LAYERED: dict[Any, Any] = {"params": 0, "lora": 0, "intermediates": 0, ROUTING: 0}
+
+#: Name (`checkpoint_name`) of what goes into a block.
+STREAM = "stream"
 
 
 class Context(NamedTuple):
@@ -102,6 +106,7 @@ class Block(nn.Module):
         self, x: jax.Array, context: Context, cache: LayerCache | None, deterministic: bool
     ) -> tuple[jax.Array, LayerCache | None]:
         """x `[B, L, D]` -> `[B, L, D]` and the cache with the new tokens in it."""
+        x = checkpoint_name(x, STREAM)
         sandwich = self.config.norm_placement == "sandwich"
         y, cache = self.attention(
             self._into(self.attention_norm, x),
@@ -227,6 +232,13 @@ def make_block(config: StackConfig, execution: Execution, layer: int, causal: bo
     elif execution.remat == "selective":
         policy = policies.save_from_both_policies(
             policies.checkpoint_dots_with_no_batch_dims, policies.save_only_these_names("attention")
+        )
+    elif execution.remat == "offload":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[STREAM],
+            offload_src="device",
+            offload_dst="pinned_host",
         )
     # Inside a scan nothing can be merged across iterations, so the barrier against merging is not needed.
     block: Any = nn.remat(Block, policy=policy, prevent_cse=not execution.scan_layers, static_argnums=(4,))

@@ -13,7 +13,7 @@ from hllm_jax.nn.config import Kernel
 if TYPE_CHECKING:
     from hllm_jax.models import Model
 
-Remat = Literal["none", "selective", "full"]
+Remat = Literal["none", "selective", "full", "offload"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -27,7 +27,8 @@ class Execution:
         scan_layers: one traced block over stacked weights (compile time does not grow with depth), or one
             block per layer (fastest decoding).
         remat: what the backward pass computes again: nothing, all but matrix products and attention
-            (`"selective"`), or each whole block.
+            (`"selective"`), or each whole block (`"full"`, and `"offload"`, which keeps the inputs of the blocks
+            in the memory of the host meanwhile).
         attention: the kernel, see `nn.attention`.
     """
 

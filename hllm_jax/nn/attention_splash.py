@@ -73,7 +73,9 @@ def splash_attention(
             block_q_dkv=block,
             block_kv_dkv=block,
             block_kv_dkv_compute=block,
-            use_fused_bwd_kernel=True,
+            # A kernel of its own for the gradient of the queries: the fused one holds it for every block of keys.
+            block_q_dq=block,
+            block_kv_dq=block,
         ),
         attn_logits_soft_cap=softcap,
         # A remat policy that keeps the result of attention keeps its log-sum-exp too.

@@ -85,6 +85,7 @@ CASES: list[tuple[Strategy, dict[str, int], dict[str, Any]]] = [
     ("zero3", {}, {}),
     ("zero3", {}, {"remat": "full", "accumulation": 2}),
     ("zero3", {"fsdp": 8}, {"scan": False}),
+    ("zero3", {"fsdp": 4, "tensor": 2}, {"remat": "offload"}),
     ("hsdp", {"data": 2, "fsdp": 4}, {}),
     ("tensor", {}, {}),
     ("zero1", {"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation": 4}),

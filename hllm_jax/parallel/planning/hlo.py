@@ -302,7 +302,7 @@ def _read(text: str) -> tuple[str, dict[str, list[Instruction]]]:
         if header := _COMPUTATION.match(line):
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # the attributes of a kernel may go on in lines that begin with a bracket
             current = None
         elif current is not None and (made := _MADE_BY.match(line)):
             current.append(_instruction(made[1], line[made.end() :]))
