@@ -93,13 +93,18 @@ def test_a_known_trip_count_goes_before_the_condition() -> None:
         ("replica_groups=[2,4]<=[8]", "fsdp"),
         ("replica_groups=[4,2]<=[2,4]T(1,0)", "data"),
         ("replica_groups=[1,8]<=[8]", "data+fsdp"),
-        ("replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}", "none"),
     ],
 )
 def test_the_axis_is_read_from_the_groups(groups: str, axis: str) -> None:
     program = entry(f"f32[4,8]{{1,0}} all-reduce(%x), channel_id=1, {groups}, to_apply=%add")
     found = only(program)
     assert (found.axis, found.count, found.bytes, found.ring_bytes) == (axis, 1, 128, 256)
+
+
+def test_groups_of_one_device_send_nothing() -> None:
+    groups = "replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}"
+    program = entry(f"f32[4,8]{{1,0}} all-reduce(%x), channel_id=1, {groups}, to_apply=%add")
+    assert program.collectives(MESH) == []
 
 
 def test_a_reduce_scatter_moves_what_it_takes() -> None:
