@@ -8,7 +8,7 @@ PIP    := -m pip install --disable-pip-version-check --no-input --quiet
 # torch has its wheels for this Python; the environment of the published implementations is made with it.
 PEERS_PYTHON ?= $(firstword $(shell command -v python3.11) $(PYTHON))
 
-.PHONY: quickstart setup test unit lint format peers lock clean help
+.PHONY: quickstart setup test unit lint format peers compilers lock clean help
 .DEFAULT_GOAL := help
 
 quickstart: setup            ## train a small bilingual chat model from raw text, end to end
@@ -31,6 +31,8 @@ format: $(VENV)/.dev
 
 peers: .venv-peers/.done     ## the published implementations, for live parity and benchmarks (Python 3.11)
 
+compilers: $(VENV)/.compilers ## the compiler for TPUs, beside what the tests need
+
 lock: $(VENV)/.dev           ## resolve requirements/*.txt anew
 	UV=$(BIN)/uv scripts/lock.sh
 
@@ -43,6 +45,12 @@ clean:                       ## remove the environments
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
+
+# Only libtpu of the lock of the extra `plan`: everything else is there already.
+$(VENV)/.compilers: requirements/plan.txt | $(VENV)/.dev
+	@sed -n '/^libtpu==/,/[^\\]$$/p' $< > $(VENV)/libtpu.txt
+	@$(BIN)/python $(PIP) --require-hashes -r $(VENV)/libtpu.txt
+	@touch $@
 
 $(VENV)/.%: requirements/%.txt pyproject.toml | $(BIN)/python
 	@echo "installing requirements/$*.txt into $(VENV), which takes a minute or two"

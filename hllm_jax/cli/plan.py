@@ -96,6 +96,9 @@ def show(plan: Plan) -> None:
         print("\nIT DOES NOT FIT" + (f": {plan.refusal}" if plan.refusal else ""))
         for way in plan.advice:
             print(f"  {way}")
+    if plan.measured_at:
+        depths = " and ".join(map(str, plan.measured_at))
+        print(f"\nwhat follows was measured with {depths} layers, on v5p chips, and continued in a line")
     if plan.flops:
         print("\narithmetic of a device and step")
         print(f"  compiled {plan.flops:.3g} FLOPs, the model's own {plan.model_flops:.3g}", end="")

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from hllm_jax.parallel.planning.topology import Topology, devices_of, parse_topology
 
 if TYPE_CHECKING:
+    from hllm_jax.models.spec import Spec
     from hllm_jax.parallel.layout import Layout
     from hllm_jax.parallel.planning.hlo import Collective
+    from hllm_jax.parallel.planning.refusal import Refusal
     from hllm_jax.parallel.planning.roofline import Roofline
 
 
@@ -59,6 +61,8 @@ class Plan:
         fits: the compiler accepted it, and the peak is below the capacity.
         roofline: predicted times; None where the compiler refused.
         tokens: of a step.
+        measured_at: depths at which flops, collectives and temporaries were measured where the compiler
+            refused the whole, see `depth.py`.
         budget: tokens to train on, days that takes (by C = 6ND at the predicted rate) and steps.
         refusal: the compiler's words, where it refused.
         advice: what to change, where it does not fit.
@@ -80,6 +84,7 @@ class Plan:
     fits: bool
     roofline: Roofline | None
     tokens: int
+    measured_at: tuple[int, ...] | None
     budget: dict[str, float]
     refusal: str | None
     advice: list[str]
@@ -118,19 +123,38 @@ def plan(
             "compiles; train/pretrain.py shows one"
         )
     chips = topology if isinstance(topology, Topology) else parse_topology(topology, slices)
-    return _Planning(recipe, config, chips, devices_of(chips), name).plan(tokens)
+    return Planning(recipe, config, chips, devices_of(chips), spec_of_run(config), name).plan(tokens)
 
 
-class _Planning:
+def spec_of_run(config: Any) -> Spec:
+    """The architecture that a run of this configuration trains, the head of its task included.
+
+    Raises:
+        PlanError: the classes of the task stand only in its data, which a plan does not read.
+    """
+    from hllm_jax.inspection import spec_of_config
+
+    spec, task = spec_of_config(config), getattr(config, "task", None)
+    if task is None:
+        return spec
+    from hllm_jax.training.head import with_head
+
+    if task.kind != "span" and not task.labels:
+        raise PlanError("task.labels: a plan reads no data, so it has to be told the classes")
+    return with_head(spec, task.kind, task.labels)
+
+
+class Planning:
     """One configuration on one topology."""
 
-    def __init__(self, recipe: Any, config: Any, topology: Topology, devices: list[Any], name: str) -> None:
-        from hllm_jax.inspection import spec_of_config
+    def __init__(
+        self, recipe: Any, config: Any, topology: Topology, devices: list[Any], spec: Spec, name: str = ""
+    ) -> None:
         from hllm_jax.nn.target import compiling_for
         from hllm_jax.parallel.mesh import make_mesh
 
-        self.config, self.topology, self.name = config, topology, name
-        self.spec = spec_of_config(config)
+        self.recipe, self.config, self.topology, self.name = recipe, config, topology, name
+        self.devices, self.spec = devices, spec
         self.mesh = make_mesh(config.mesh, config.strategy, devices, slices=topology.slices)
         with compiling_for(topology.chip.platform):
             model = self.spec.build(config.model.execution.resolve())
@@ -138,28 +162,25 @@ class _Planning:
             _, self.layout, self.step = recipe.make_step(config, model, self.mesh, steps)
 
     def plan(self, tokens: float | None) -> Plan:
-        from hllm_jax.parallel.planning.hlo import Program
         from hllm_jax.parallel.planning.roofline import step_time
+        from hllm_jax.planning.depth import continued, measure
 
         chip, layout = self.topology.chip, self.layout
-        compiled, refusal, seconds = self._compile()
+        compiled, refusal, seconds = self.compile()
         states = states_of(layout)
         arguments = _local_bytes(layout.abstract_state) + _local_bytes(self._batch())
-        temporaries, peak = None, None if refusal is None else refusal.used
-        flops = recomputed = times = None
-        collectives: list[Collective] = []
-        of_step = self._tokens
+        peak, measured_at = None if refusal is None else refusal.used, None
+        of_step, sizes = self._tokens, dict(self.mesh.shape)
         model_flops = self._flops_per_token() * of_step / self.mesh.size
         if compiled is not None:
             memory = compiled.memory_analysis()
-            temporaries, peak = int(memory.temp_size_in_bytes), int(memory.peak_memory_in_bytes)
-            arguments = int(memory.argument_size_in_bytes)
-            program = Program(compiled.as_text())
-            flops, again = program.flops()
-            recomputed = again / flops if flops else 0.0
-            sizes = dict(self.mesh.shape)
-            collectives = program.collectives(sizes)
-            times = step_time(self.topology, sizes, flops, program.traffic(), collectives, model_flops)
+            peak, arguments = int(memory.peak_memory_in_bytes), int(memory.argument_size_in_bytes)
+            cost = measure(compiled, sizes)
+        else:
+            cost, measured_at = continued(self)
+        times = None
+        if cost is not None:
+            times = step_time(self.topology, sizes, cost.flops, cost.traffic, cost.collectives, model_flops)
         fits = compiled is not None and peak is not None and peak <= chip.memory
         return Plan(
             config=self.name or self.config.recipe,
@@ -168,24 +189,24 @@ class _Planning:
             mesh={axis: size for axis, size in self.mesh.shape.items() if size > 1},
             strategy=self.config.strategy,
             parameters=self.spec.parameters(),
-            per_device=PerDevice(arguments, temporaries, peak, chip.memory),
+            per_device=PerDevice(arguments, cost.temporaries if cost else None, peak, chip.memory),
             states=states,
-            collectives=collectives,
-            flops=flops,
+            collectives=cost.collectives if cost else [],
+            flops=cost.flops if cost else None,
             model_flops=model_flops,
-            recomputed=recomputed,
+            recomputed=cost.recomputed / cost.flops if cost else None,
             fits=fits,
             roofline=times,
             tokens=of_step,
+            measured_at=measured_at,
             budget=self._budget(tokens, times),
             refusal=None if refusal is None else refusal.words,
             advice=[] if fits else self._advice(states),
             compile_seconds=seconds,
         )
 
-    # -- parts -----------------------------------------------------------------------------------------------
-
-    def _compile(self) -> tuple[Any, Any, float]:
+    def compile(self) -> tuple[Any, Refusal | None, float]:
+        """The compiled step or why there is none, and the seconds that it took."""
         from hllm_jax.parallel.planning.refusal import read_refusal
 
         begun = time.perf_counter()
@@ -198,6 +219,13 @@ class _Planning:
                 raise
             return None, refusal, time.perf_counter() - begun
         return compiled, None, time.perf_counter() - begun
+
+    def with_layers(self, layers: int, topology: Topology, devices: list[Any]) -> Planning:
+        """The same for a model of so many layers on other chips."""
+        spec = dataclasses.replace(self.spec, layers=layers)
+        return Planning(self.recipe, self.config, topology, devices, spec)
+
+    # -- parts --------------------------------------------------------------------------------------------
 
     def _batch(self) -> dict[str, Any]:
         """The shapes of a batch, with their shardings."""

@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 
 from hllm_jax.inspection import inspect
-from hllm_jax.recipes import load_run_config, recipes
+from hllm_jax.recipes import home, load_run_config, recipes
 from hllm_jax.testing.corpora import write_jsonl
 
 CONFIGS = {f"{recipe.name}/{path.stem}": path for recipe in recipes() for path in recipe.configs}
+# Of a recipe, but in a folder of their own: what they are for is to be planned.
+PLANNED = {f"plan/{path.stem}": path for path in sorted((home() / "configs" / "plan").glob("*.yaml"))}
+CONFIGS |= PLANNED
 
 PARAMETERS = {
     "pretrain/book-82m": 82_594_560,
     "pretrain/book-215m": 215_127_040,
     "sft/book-215m": 215_127_040,
     "pretrain/llama2-7b": 6_738_415_616,
+    "plan/zero-figure1": 7_501_811_712,
 }
 
 SIZES = "{layers: 2, embed: 32, heads: 4, kv_heads: 4, mlp: 64, max_length: 64}"
@@ -52,7 +56,7 @@ SCORES |= {"finetune/tiny": "eval/f1"}
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_shipped_config_is_valid(name: str) -> None:
     module, config = load_run_config(CONFIGS[name])
-    assert config.recipe == name.split("/")[0]
+    assert config.recipe == recipe_of(name)
     assert callable(module.main)
 
 
@@ -80,9 +84,9 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    assert {"pretrain", "sft", "tokenizer", "finetune"} <= {name.split("/")[0] for name in CONFIGS}
+    assert {"pretrain", "sft", "tokenizer", "finetune", "plan"} <= {name.split("/")[0] for name in CONFIGS}
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
-    assert len(CONFIGS) >= 12
+    assert len(CONFIGS) >= 13
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +103,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def recipe_of(name: str) -> str:
+    folder = name.split("/")[0]
+    return "pretrain" if folder == "plan" else folder
+
+
 def train(name: str, run: str) -> None:
-    recipe = name.split("/")[0]
+    recipe = recipe_of(name)
     overrides = SHRUNK[recipe] | {"run.dir": run, "data.sources": SOURCES[recipe]}
     if recipe == "pretrain":
         _, whole = load_run_config(CONFIGS[name])

@@ -137,6 +137,8 @@ class Program:
                     continue
                 seen.add(shown)
             axes, ways = _axes(instruction, mesh)
+            if axes == "none":  # groups of one device send nothing
+                continue
             arrays = _moved(instruction, ways)
             elements = sum(array.elements for array in arrays) * runs
             size = sum(array.bytes for array in arrays) * runs

@@ -7,6 +7,10 @@ import re
 
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
+_SIZE = r"([\d.]+)([KMGT]?)i?B?"
+_OF = re.compile(rf"[Uu]sed {_SIZE} of {_SIZE}")
+_AVAILABLE = re.compile(rf"\({_SIZE}\) exceeds available \w+ \({_SIZE}\)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
@@ -28,7 +32,7 @@ def read_refusal(message: str) -> Refusal | None:
     if "RESOURCE_EXHAUSTED" not in message and "exceed" not in message.lower():
         return None
     used = limit = None
-    if match := re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B?", message):
+    if match := _OF.search(message) or _AVAILABLE.search(message):
         used, limit = _bytes(match[1], match[2]), _bytes(match[3], match[4])
     elif match := re.search(r"(?:allocate|allocating|requires?) ([\d.]+)([KMGT]?)i?B?", message):
         used = _bytes(match[1], match[2])

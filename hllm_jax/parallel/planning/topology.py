@@ -155,7 +155,7 @@ def _gpu_devices(topology: Topology) -> list[Any]:
     hosts, each = topology.shape
     try:
         described = topologies.get_topology_desc(
-            platform="cuda", topology_name=f"{hosts}x{each}x1", target_config=H100
+            platform="cuda", topology_name="h100", topology=f"{hosts}x{each}x1", target_config=H100
         )
     except Exception as error:
         raise TopologyError(
