@@ -27,8 +27,8 @@ class Execution:
         scan_layers: one traced block over stacked weights (compile time does not grow with depth), or one
             block per layer (fastest decoding).
         remat: what the backward pass computes again: nothing, all but matrix products and attention
-            (`"selective"`), or each whole block (`"full"`, and `"offload"`, which keeps the inputs of the blocks
-            in the memory of the host meanwhile).
+            (`"selective"`), or each whole block (`"full"`, and `"offload"`, which keeps what goes into the
+            blocks in the memory of the host meanwhile).
         attention: the kernel, see `nn.attention`.
     """
 

@@ -73,7 +73,7 @@ def splash_attention(
             block_q_dkv=block,
             block_kv_dkv=block,
             block_kv_dkv_compute=block,
-            # A kernel of its own for the gradient of the queries: the fused one holds it for every block of keys.
+            # The queries' gradient has a kernel of its own: the fused one holds it for every block of keys.
             block_q_dq=block,
             block_kv_dq=block,
         ),

@@ -24,6 +24,10 @@ COLLECTIVES = (
     "collective-permute",
 )
 
+#: Hand-written kernels of attention -> their products: scores and mixing; of the gradients of keys and values
+#: (scores again, that of the probabilities, two results) and of queries (one result).
+KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
+
 #: Bytes of an element.
 SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2}
 SIZES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0}
@@ -178,8 +182,18 @@ class Program:
             return self._convolution(instruction)
         if instruction.op == "custom-call":
             match = re.search(r'"flops":"?(\d+)', instruction.rest)
-            return float(match[1]) if match else 0.0
+            return float(match[1]) if match else self._attention(instruction)
         return 0.0
+
+    def _attention(self, instruction: Instruction) -> float:
+        """Of the Splash kernels, into which nobody sees: products of `[L, h]` and `[L, L]`, of which a causal
+        mask leaves half."""
+        products = next((n for name, n in KERNELS.items() if instruction.name.startswith(name)), 0)
+        if not products:
+            return 0.0
+        query = next(array for name in instruction.operands if (array := self._type(name)).shape[3:])
+        length = query.shape[-2]
+        return products * 2.0 * query.elements * (length + 1) / 2
 
     def _dot(self, instruction: Instruction) -> float:
         left = self._type(instruction.operands[0])
@@ -304,10 +318,12 @@ def _read(text: str) -> tuple[str, dict[str, list[Instruction]]]:
         if header := _COMPUTATION.match(line):
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif line.rstrip() == "}":  # the attributes of a kernel may go on in lines that begin with a bracket
+        elif line.rstrip() == "}":
             current = None
         elif current is not None and (made := _MADE_BY.match(line)):
             current.append(_instruction(made[1], line[made.end() :]))
+        elif current and line.strip():  # the attributes of a hand-written kernel go on
+            current[-1] = dataclasses.replace(current[-1], rest=current[-1].rest + line)
     if not entry:
         raise ValueError("this is no text of a compiled program: it has no ENTRY computation")
     return entry, computations
