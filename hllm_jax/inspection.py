@@ -49,6 +49,53 @@ def inspect(target: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
     return _describe(target, kind, spec, to_dict(spec), memory)
 
 
+def inspect_sharding(
+    target: str, overrides: Iterable[str] = (), devices: int | None = None
+) -> dict[str, Any]:
+    """How a configuration lays its parameters out; layers are shown as one (`layers_0…31/…`).
+
+    Args:
+        target: a configuration.
+        overrides: `key=value`.
+        devices: how many; None where `mesh` says it.
+
+    Returns:
+        `strategy`, `mesh` (sizes above 1), `devices`, and `sharding`: see `parallel.drawing.draw`.
+
+    Raises:
+        ConfigError, ValueError: it is no configuration with a model, or nothing says how many devices.
+        MeshError, LayoutError: the mesh does not fit the devices, or the model the mesh.
+    """
+    import math
+
+    from hllm_jax.models.layout import parameter_axes, parameter_shapes
+    from hllm_jax.parallel.drawing import draw
+    from hllm_jax.parallel.layout import check_divisible
+    from hllm_jax.parallel.mesh import mesh_shape
+    from hllm_jax.parallel.rules import make_rules
+    from hllm_jax.recipes import load_run_config
+
+    _, config = load_run_config(target, overrides)
+    if not (hasattr(config, "model") and hasattr(config, "mesh")):
+        raise ValueError(f"{target} has no sections model and mesh: nothing is laid out")
+    given = list(config.mesh.sizes().values())
+    if devices is None and (not given or -1 in given):
+        raise ValueError("the mesh takes the devices that there are: say how many with --devices N")
+    mesh = mesh_shape(config.mesh, config.strategy, devices or math.prod(given))
+    spec, rules = spec_of_config(config), make_rules(config.strategy)
+    shapes = {path: list(shape) for path, shape in parameter_shapes(spec).items()}
+    axes = {path: list(names) for path, names in parameter_axes(spec).items()}
+    check_divisible(shapes, axes, rules, mesh)
+    folded = _folded(shapes)
+    names = _folded(axes)
+    return {
+        "strategy": config.strategy,
+        "mesh": {axis: size for axis, size in mesh.items() if size > 1},
+        "devices": math.prod(mesh.values()),
+        "sharding": draw(folded, names, rules, mesh),
+    }
+
+
 def list_families() -> list[dict[str, Any]]:
     """Every family: `family, architecture, reads, writes, presets` (name -> parameters)."""
     from hllm_jax.models.families import families

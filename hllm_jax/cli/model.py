@@ -71,6 +71,12 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("target", metavar="MODEL|CONFIG", help=f"a configuration (.yaml), or a {MODEL}")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="for a configuration")
+    parser.add_argument(
+        "--sharding", action="store_true", help="of a configuration: where each parameter lies on its mesh"
+    )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="with --sharding, where the mesh does not say how many"
+    )
     parser.add_argument("--json", action="store_true", help="print as JSON")
     parser.set_defaults(run=inspect)
 
@@ -174,8 +180,17 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def inspect(args: argparse.Namespace) -> dict[str, Any]:
     """`hllm inspect MODEL|CONFIG`."""
-    from hllm_jax.inspection import inspect, show
+    from hllm_jax.inspection import inspect, inspect_sharding, show
 
+    if args.sharding:
+        from hllm_jax.parallel.drawing import lines
+
+        drawn = inspect_sharding(args.target, args.overrides, args.devices)
+        if not args.json:
+            mesh = ", ".join(f"{axis}={size}" for axis, size in drawn["mesh"].items())
+            print(f"strategy {drawn['strategy']}, mesh {mesh or 'of one device'}")
+            print("\n".join(lines(drawn["sharding"])))
+        return drawn
     found = inspect(args.target, args.overrides)
     if not args.json:
         show(found)

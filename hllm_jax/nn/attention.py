@@ -13,11 +13,12 @@ import functools
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from hllm_jax.nn.axes import on_shards, split_into
+from hllm_jax.nn.axes import axes_of, on_shards, split_into
 from hllm_jax.nn.config import Kernel
 from hllm_jax.nn.target import target_platform
 
@@ -111,6 +112,10 @@ def attention(
     case = _case(q, k, v, segment_ids, key_segment_ids, causal, window, softcap, prefix, bias, dropout)
     chosen = _choose(kernel, case)
     scale = 1.0 / math.sqrt(case.head_dim) if scale is None else scale
+    told: dict[str, Any]
+    if chosen != "plain" and _rings(case):
+        told = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
+        return _around_the_ring(told, q, k, v, segment_ids)
     if chosen != "plain":
         told = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
         return _on_devices(functools.partial(_kernel(chosen), **told), q, k, v, segment_ids)
@@ -230,6 +235,48 @@ def _plain(
     return out.reshape(B, K, G, L, h).transpose(0, 3, 1, 2, 4).reshape(B, L, H, h).astype(q.dtype)
 
 
+def _rings(case: Case) -> bool:
+    """Whether the positions of a row lie on several devices, and a ring can do the case."""
+    ways = split_into("length")
+    if ways == 1:
+        return False
+    given = {
+        "keys of another row": case.elsewhere,
+        "prefix": case.prefixed,
+        "bias": case.biased,
+        "dropout": case.dropout,
+        f"a length of {case.length} on {ways} devices": bool(case.length % (2 * ways)),
+    }
+    reason = next((what for what, asked in given.items() if asked), None)
+    if reason is not None:
+        _say_once(f"attention: every device gathers the whole row instead of a ring: no ring for {reason}")
+    return reason is None
+
+
+def _around_the_ring(
+    told: dict[str, Any], q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None
+) -> jax.Array:
+    from hllm_jax.nn.attention_ring import ring_attention
+
+    size = split_into("length")
+    kernel = functools.partial(ring_attention, axis=axes_of("length"), size=size, **told)
+    if segment_ids is None:
+        segment_ids = jnp.ones(q.shape[:2], jnp.int32)
+    k, v = _repeated(q, k, v)
+    heads = ("batch", "length", "act_heads")
+    names = (heads, heads, heads, ("batch", "length"), ("length",))
+    return on_shards(kernel, (q, k, v, segment_ids, jnp.arange(size)), names, heads)
+
+
+def _repeated(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where there are more devices for heads than key heads, these are repeated, as often as that takes."""
+    ways = split_into("act_heads")
+    if k.shape[2] % ways and q.shape[2] % ways == 0:
+        times = q.shape[2] // k.shape[2]
+        return jnp.repeat(k, times, axis=2), jnp.repeat(v, times, axis=2)
+    return k, v
+
+
 def _kernel(name: Kernel) -> Callable[..., jax.Array]:
     """A kernel: `(q, k, v, segment_ids, *, causal, window, softcap, scale)`."""
     if name == "blocked":
@@ -248,15 +295,11 @@ def _on_devices(
 ) -> jax.Array:
     """A kernel by each device for its own rows and heads: the compiler, which does not see into a loop over
     rows or a hand-written kernel, would gather them all on every device."""
-    ways = split_into("act_heads")
-    if k.shape[2] % ways and q.shape[2] % ways == 0:
-        # A device has fewer key heads than one: they are repeated, as often as that takes.
-        times = q.shape[2] // k.shape[2]
-        k, v = (jnp.repeat(x, times, axis=2) for x in (k, v))
-    heads, kv_heads = ("batch", None, "act_heads"), ("batch", None, "act_heads")
+    k, v = _repeated(q, k, v)
+    heads = ("batch", None, "act_heads")
     if segment_ids is None:
-        return on_shards(kernel, (q, k, v), (heads, kv_heads, kv_heads), heads)
-    return on_shards(kernel, (q, k, v, segment_ids), (heads, kv_heads, kv_heads, ("batch", None)), heads)
+        return on_shards(kernel, (q, k, v), (heads, heads, heads), heads)
+    return on_shards(kernel, (q, k, v, segment_ids), (heads, heads, heads, ("batch",)), heads)
 
 
 def _cudnn(

@@ -120,6 +120,11 @@ def split_into(name: str) -> int:
     return math.prod(mesh.shape[axis] for axis in _mesh_axes((name,))[0])
 
 
+def axes_of(name: str) -> tuple[str, ...]:
+    """The mapped axes that an axis of activations is divided over, for collectives inside of `on_shards`."""
+    return _mesh_axes((name,))[0]
+
+
 def on_shards(
     function: Callable[..., jax.Array],
     arrays: tuple[jax.Array, ...],

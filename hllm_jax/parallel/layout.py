@@ -93,7 +93,8 @@ class Layout:
             path: _padded(names, shapes[path].ndim)
             for path, names in flatten(nn.get_partition_spec(boxed)).items()
         }
-        _check_divisible(shapes, self._names, rules, mesh)
+        sizes = {path: leaf.shape for path, leaf in shapes.items()}
+        check_divisible(sizes, self._names, rules, mesh.shape)
 
         abstract, frozen = split(unflatten(shapes), trainable)
         variables = self._shardings(rules.parameters)
@@ -318,21 +319,32 @@ def _padded(names: Any, rank: int) -> tuple[str | None, ...]:
     return tuple(names or ()) + (None,) * (rank - len(tuple(names or ())))
 
 
-def _check_divisible(
-    shapes: Mapping[Path, Any],
-    names: Mapping[Path, tuple[str | None, ...]],
+def check_divisible(
+    shapes: Mapping[Any, Sequence[int]],
+    names: Mapping[Any, Sequence[str | None]],
     rules: Rules,
-    mesh: jax.sharding.Mesh,
+    sizes: Mapping[str, int],
 ) -> None:
+    """Refuse a model whose axes do not divide over the mesh.
+
+    Args:
+        shapes, names: of every parameter, by its path.
+        rules: of the strategy.
+        sizes: of the axes of the mesh.
+
+    Raises:
+        LayoutError: with the numbers, and the nearest that do.
+    """
     problems: dict[str, str] = {}
     for table in (rules.parameters, rules.gradients, rules.optimizer):
         for path, axes in names.items():
-            for name, size, over in zip(axes, shapes[path].shape, mesh_axes(axes, table), strict=True):
-                ways = math.prod(mesh.shape[axis] for axis in over)
+            for name, size, over in zip(axes, shapes[path], mesh_axes(axes, table), strict=True):
+                ways = math.prod(sizes[axis] for axis in over)
                 if size % ways:
                     fits = max(w for w in range(1, ways + 1) if size % w == 0)
+                    where = path if isinstance(path, str) else "/".join(path)
                     problems[str(name)] = (
-                        f"  {name} = {size} (in {'/'.join(path)}) over {'x'.join(over)} = {ways}: "
+                        f"  {name} = {size} (in {where}) over {'x'.join(over)} = {ways}: "
                         f"the nearest that divides is {fits}, or {name} = {math.ceil(size / ways) * ways}"
                     )
     if problems:

@@ -86,6 +86,8 @@ CASES: list[tuple[Strategy, dict[str, int], dict[str, Any]]] = [
     ("zero3", {}, {"remat": "full", "accumulation": 2}),
     ("zero3", {"fsdp": 8}, {"scan": False}),
     ("zero3", {"fsdp": 4, "tensor": 2}, {"remat": "offload"}),
+    ("zero3", {"fsdp": 4, "context": 2}, {}),
+    ("ddp", {"data": 2, "context": 2, "tensor": 2}, {"accumulation": 2}),
     ("hsdp", {"data": 2, "fsdp": 4}, {}),
     ("tensor", {}, {}),
     ("zero1", {"data": 2, "fsdp": 2, "tensor": 2}, {"accumulation": 4}),
