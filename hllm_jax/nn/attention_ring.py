@@ -1,12 +1,12 @@
 """Ring attention: rows whose positions lie on several devices (Liu et al. 2023, "Ring Attention").
 
 Keys and values travel round the devices, and each one adds up what its queries see of them, with the softmax
-put together from its parts (Milakov & Gimelshein 2018). The backward pass goes round again: what is kept of the
-forward pass is the result and the log of its partition, never scores.
+put together from its parts (Milakov & Gimelshein 2018). The backward pass goes round again: what is kept of
+the forward pass is the result and the log of its partition, never scores.
 
 A causal mask would leave the device with the first positions idle most of the time. So inside of the ring
-device i of n holds the halves i and 2n-1-i of the 2n halves of a row ("zig-zag"): then each has as much to do in
-every step. Outside, the positions are in their order.
+device i of n holds the halves i and 2n-1-i of the 2n halves of a row ("zig-zag"): then each has as much to do
+in every step. Outside, the positions are in their order.
 """
 
 from __future__ import annotations
