@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.struct
 import jax
@@ -78,6 +78,13 @@ class Gathering:
         """The axes of `MANUAL` that split an array whose axes have these names."""
         return tuple(tuple(axis for axis in over if axis in self.axes) for over in mesh_axes(names, table))
 
+    def rest(self, names: Sequence[str | None]) -> Split:
+        """The other axes of the mesh that split a parameter; the compiler knows of them."""
+        return tuple(
+            tuple(axis for axis in over if axis not in MANUAL and self.shape[axis] > 1)
+            for over in mesh_axes(names, self.rules.parameters)
+        )
+
     def specs(self, variables: Tree, table: Table) -> Tree:
         """Partition specs over `MANUAL` of a tree of variables."""
         flat = {path: spec_of(self.split(self._names[path], table)) for path in flatten(variables)}
@@ -110,7 +117,8 @@ class Gathering:
             then = self.split(self._names[path], self.rules.optimizer)
             for dim, (before, after) in enumerate(zip(now, then, strict=True)):
                 if missing := tuple(axis for axis in after if axis not in before):
-                    gradient = _scatter_along(gradient, dim, missing)
+                    scatter = functools.partial(_scatter_along, dim=dim, axes=missing)
+                    gradient = _by_parts(scatter, self.rest(self._names[path]), gradient)
             done = {axis for over in then for axis in over}
             rest = tuple(axis for axis in self.axes if axis not in done)
             scattered[path] = gradient
@@ -138,66 +146,96 @@ class Gathering:
         return math.prod(self.shape[axis] for axis in axes)
 
     def _fetch(self, value: Any, names: Sequence[str | None], dtype: DTypeLike) -> jax.Array:
+        table = self.rules.gradients if isinstance(value, Partly) else self.rules.parameters
+        way = Way(self.split(names, table), self.rest(names), self.reduce_dtype, jnp.dtype(dtype))
         if isinstance(value, Partly):
-            split = self.split(names, self.rules.gradients)
-            return _scattering(split, self.reduce_dtype, jnp.dtype(dtype), value.whole, value.part)
-        split = self.split(names, self.rules.parameters)
-        if not any(split):
+            return _scattering(way, value.whole, value.part)
+        if not any(way.split):
             return value.astype(dtype)
-        return checkpoint_name(_gathered(split, self.reduce_dtype, jnp.dtype(dtype), value), GATHERED)
+        return checkpoint_name(_gathered(way, value), GATHERED)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _gathered(split: Split, reduce_dtype: Any, dtype: Any, part: jax.Array) -> jax.Array:
+class Way(NamedTuple):
+    """How a parameter travels.
+
+    Attributes:
+        split: axes of `MANUAL` that split each of its axes.
+        rest: the other axes of the mesh that do.
+        reduce_dtype: its gradient is summed in it.
+        dtype: it is used in.
+    """
+
+    split: Split
+    rest: Split
+    reduce_dtype: Any
+    dtype: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(way: Way, part: jax.Array) -> jax.Array:
     """The whole of a parameter of which each device holds a part; it travels in the dtype it is used in."""
-    whole = part.astype(dtype)
-    for dim, axes in enumerate(split):
-        if axes:
-            whole = jax.lax.all_gather(whole, axes, axis=dim, tiled=True)
-    return whole
+
+    def gather(whole: jax.Array) -> jax.Array:
+        for dim, axes in enumerate(way.split):
+            if axes:
+                whole = jax.lax.all_gather(whole, axes, axis=dim, tiled=True)
+        return whole
+
+    return _by_parts(gather, way.rest, part.astype(way.dtype))
 
 
-def _gathered_forward(split: Split, reduce_dtype: Any, dtype: Any, part: jax.Array) -> tuple[jax.Array, Any]:
-    return _gathered(split, reduce_dtype, dtype, part), jnp.zeros((), part.dtype)
+def _gathered_forward(way: Way, part: jax.Array) -> tuple[jax.Array, Any]:
+    return _gathered(way, part), jnp.zeros((), part.dtype)
 
 
-def _gathered_backward(
-    split: Split, reduce_dtype: Any, dtype: Any, like: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array]:
-    return (_scatter(split, reduce_dtype, cotangent).astype(like.dtype),)
+def _gathered_backward(way: Way, like: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (_scatter(way, cotangent).astype(like.dtype),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _scattering(split: Split, reduce_dtype: Any, dtype: Any, whole: jax.Array, part: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scattering(way: Way, whole: jax.Array, part: jax.Array) -> jax.Array:
     """A parameter that every device holds; its cotangent goes, scattered, to the part."""
-    return whole.astype(dtype)
+    return whole.astype(way.dtype)
 
 
-def _scattering_forward(
-    split: Split, reduce_dtype: Any, dtype: Any, whole: jax.Array, part: jax.Array
-) -> tuple[jax.Array, Any]:
-    return whole.astype(dtype), jnp.zeros((), part.dtype)
+def _scattering_forward(way: Way, whole: jax.Array, part: jax.Array) -> tuple[jax.Array, Any]:
+    return whole.astype(way.dtype), jnp.zeros((), part.dtype)
 
 
-def _scattering_backward(
-    split: Split, reduce_dtype: Any, dtype: Any, like: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    part = _scatter(split, reduce_dtype, cotangent).astype(like.dtype)
+def _scattering_backward(way: Way, like: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    part = _scatter(way, cotangent).astype(like.dtype)
     return jnp.zeros(cotangent.shape, like.dtype), part
 
 
 _scattering.defvjp(_scattering_forward, _scattering_backward)
 
 
-def _scatter(split: Split, reduce_dtype: Any, cotangent: jax.Array) -> jax.Array:
-    part = cotangent.astype(reduce_dtype)
-    for dim, axes in reversed(list(enumerate(split))):
-        if axes:
-            part = _scatter_along(part, dim, axes)
-    return part
+def _scatter(way: Way, cotangent: jax.Array) -> jax.Array:
+    def scatter(part: jax.Array) -> jax.Array:
+        for dim, axes in reversed(list(enumerate(way.split))):
+            if axes:
+                part = _scatter_along(part, dim, axes)
+        return part
+
+    return _by_parts(scatter, way.rest, cotangent.astype(way.reduce_dtype))
+
+
+def _by_parts(function: Callable[[jax.Array], jax.Array], rest: Split, x: jax.Array) -> jax.Array:
+    """`function(x)` by each device for its part along the axes that are left to the compiler, which would put
+    the array together on every device first."""
+    if not any(rest):
+        return function(x)
+    mesh = jax.sharding.get_abstract_mesh()
+    left = {
+        axis
+        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind != jax.sharding.AxisType.Manual
+    }
+    spec = spec_of(rest)
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=left, check_vma=False)(x)
 
 
 def _scatter_along(x: jax.Array, dim: int, axes: tuple[str, ...]) -> jax.Array:

@@ -14,6 +14,7 @@ from hllm_jax.nn.config import Experts
 from hllm_jax.objectives.language_model import causal_lm
 from hllm_jax.parallel import Layout, MeshConfig, TrainState, make_mesh, make_rules
 from hllm_jax.parallel.config import Strategy
+from hllm_jax.parallel.planning import Collective, Program
 from hllm_jax.training import OptimizerConfig, ScheduleConfig, make_optimizer, make_train_step
 from hllm_jax.training.step import TrainStep
 
@@ -112,3 +113,43 @@ def test_training_is_that_of_one_device(
             state.trainable,
             wanted.trainable,
         )
+
+
+def collectives(
+    strategy: Strategy, mesh: dict[str, int], **options: Any
+) -> tuple[list[Collective], int, int]:
+    """Those of a compiled step; the parameters of the model, and of its embedding."""
+    layout, step = parts(strategy, mesh, 8, **options)
+    compiled = step.lower(layout.abstract_state, layout.put(batch(0))).compile()
+    sizes = dict(layout.mesh.shape)
+    count = sum(leaf.size for leaf in jax.tree.leaves(layout.abstract_state.trainable))
+    return Program(compiled.as_text()).collectives(sizes), count, spec().vocab_size * spec().embed
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("strategy", "volume"), [("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 3)])
+def test_what_is_sent_is_what_the_paper_says(strategy: Strategy, volume: int, accumulation: int) -> None:
+    """Rajbhandari et al. 2020, section 7: 2Ψ, and 3Ψ for stage 3; ddp and stage 1 reduce once an update."""
+    found, parameters, embedding = collectives(strategy, {}, accumulation=accumulation)
+    sent = sum(each.ring_elements for each in found)
+    wanted = volume * parameters
+    if strategy == "zero3":
+        wanted = accumulation * (wanted - embedding)  # which is used once more, but gathered once
+    elif strategy == "zero2":
+        wanted = (1 + accumulation) * parameters  # a microbatch's gradient is scattered when it is known
+    assert abs(sent / wanted - 1) < 0.05, (sent / parameters, found)
+    assert {each.axis for each in found} == {"data" if strategy == "ddp" else "fsdp"}
+
+
+def test_tensor_parallel_layers_send_activations_and_never_a_weight() -> None:
+    """Shoeybi et al. 2019, section 3: an all-reduce after each half of a layer, forwards and backwards.
+
+    The compiler for CPUs reduces the gradients of query, key, value, and of gate and up, apart: 2 + 5 instead of
+    the 2 + 2 of the one for TPUs.
+    """
+    found, _, _ = collectives("zero3", {"fsdp": 4, "tensor": 2})
+    over = [each for each in found if "tensor" in each.axis]
+    assert {each.op for each in over} == {"all-reduce"}
+    activations = ROWS // 4 * LENGTH * spec().embed
+    layers = sum(each.elements for each in over if each.axis == "tensor") / activations / spec().layers
+    assert 4 <= layers < 8  # the head and the embedding send some too
