@@ -144,8 +144,8 @@ def test_what_is_sent_is_what_the_paper_says(strategy: Strategy, volume: int, ac
 def test_tensor_parallel_layers_send_activations_and_never_a_weight() -> None:
     """Shoeybi et al. 2019, section 3: an all-reduce after each half of a layer, forwards and backwards.
 
-    The compiler for CPUs reduces the gradients of query, key, value, and of gate and up, apart: 2 + 5 instead of
-    the 2 + 2 of the one for TPUs.
+    The compiler for CPUs reduces the gradients of query, key, value, and of gate and up, apart: 2 + 5 instead
+    of the 2 + 2 of the one for TPUs.
     """
     found, _, _ = collectives("zero3", {"fsdp": 4, "tensor": 2})
     over = [each for each in found if "tensor" in each.axis]
