@@ -191,7 +191,9 @@ class Program:
         products = next((n for name, n in KERNELS.items() if instruction.name.startswith(name)), 0)
         if not products:
             return 0.0
-        query = next(array for name in instruction.operands if (array := self._type(name)).shape[3:])
+        # Before the queries stand tables of whole numbers: which blocks are visited.
+        operands = [self._type(name) for name in instruction.operands]
+        query = next(array for array in operands if array.dtype in ("bf16", "f32"))
         length = query.shape[-2]
         return products * 2.0 * query.elements * (length + 1) / 2
 
