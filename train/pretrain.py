@@ -17,7 +17,7 @@ from hllm_jax.config import config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.data.objective import ObjectiveConfig
 from hllm_jax.models.config import ModelConfig
-from hllm_jax.parallel.config import MeshConfig, Strategy
+from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.tokenizers.config import TokenizerConfig
 from hllm_jax.training.config import (
     CheckpointConfig,
@@ -49,6 +49,7 @@ class Config:
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
     strategy: Strategy = "ddp"
+    distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
         check_sections(self.model, self.train, self.schedule, self.objective, self.data, self.log)
@@ -87,7 +88,8 @@ def main(config: Config) -> training.TrainState:
         "sequence_length": config.train.sequence_length,
         "seed": config.run.seed,
     }
-    batches = config.data.build(tokenizer, epochs=config.train.epochs, **shape)
+    with run.coordinator_first("data"):
+        batches = config.data.build(tokenizer, epochs=config.train.epochs, **shape)
     steps = config.train.steps or len(batches)
     run.identify(tokenizer=tokenizer, data=batches, model=model.config)
 

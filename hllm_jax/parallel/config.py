@@ -44,3 +44,55 @@ class MeshConfig:
         """The axes that were given."""
         given = {axis: getattr(self, axis) for axis in AXES}
         return {axis: size for axis, size in given.items() if size is not None}
+
+
+@config
+class DistributedConfig:
+    """The processes of a run. TPU pods, SLURM and Open MPI say by themselves what is None here.
+
+    With everything None and no such environment there is one process.
+
+    Args:
+        coordinator: HOST:PORT of process 0, where the others find it.
+        processes: how many there are.
+        process: which one this is, from 0.
+        start_seconds: so long a process waits for the others to start.
+        barrier_seconds: so long it waits for them later, where all should arrive at once.
+        heartbeat_seconds: a process that was silent for so long counts as dead, and the others stop.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    start_seconds: int = 300
+    barrier_seconds: int = 300
+    heartbeat_seconds: int = 40
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
+        missing = [name for name, value in given.items() if value is None]
+        host, _, port = (self.coordinator or "localhost:1").rpartition(":")
+        seconds = ("start_seconds", "barrier_seconds", "heartbeat_seconds")
+        Invalid.check(
+            [
+                (
+                    0 < len(missing) < 3,
+                    missing[0] if missing else "process",
+                    "coordinator, processes and process belong together: give all three, or none where a "
+                    "TPU pod, SLURM or Open MPI says them",
+                ),
+                (
+                    not host or not port.isdecimal() or not 0 < int(port) < 65536,
+                    "coordinator",
+                    f"{self.coordinator!r}: HOST:PORT is wanted, as in 10.0.0.2:8476",
+                ),
+                (self.processes is not None and self.processes < 1, "processes", "1 or more"),
+                (
+                    self.process is not None and not 0 <= self.process < (self.processes or 1),
+                    "process",
+                    f"{self.process}: with processes={self.processes} it is from 0 to "
+                    f"{(self.processes or 1) - 1}",
+                ),
+            ]
+            + [(getattr(self, name) < 1, name, "1 or more") for name in seconds]
+        )

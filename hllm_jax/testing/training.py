@@ -13,7 +13,7 @@ import numpy as np
 from hllm_jax.config import config, load_config
 from hllm_jax.nn.axes import constrain, parameter
 from hllm_jax.objectives.language_model import causal_lm
-from hllm_jax.parallel.config import MeshConfig, Strategy
+from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.mesh import make_mesh
 from hllm_jax.parallel.rules import make_rules
@@ -117,6 +117,7 @@ class ToyConfig:
     log: LogConfig = LogConfig(every=1, progress=False)
     mesh: MeshConfig = MeshConfig()
     strategy: Strategy = "ddp"
+    distributed: DistributedConfig = DistributedConfig()
 
 
 def toy_config(folder: Path, *overrides: str) -> ToyConfig:

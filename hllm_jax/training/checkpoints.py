@@ -229,7 +229,7 @@ class Checkpoints:
                 self._prune()
         except BaseException as error:
             # What is half written only takes room, and room may be what is missing.
-            if not (folder / MANIFEST).is_file():
+            if jax.process_index() == 0 and not (folder / MANIFEST).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
             self._error = self._failed(manifest.step, error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import numpy as np
 
 from hllm_jax.data.batches import Batches
 from hllm_jax.data.loading import loader
+from hllm_jax.parallel import distributed
 from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.training.config import TrainConfig
@@ -94,13 +96,22 @@ def train(
                     state, metrics = step(state, ahead)
                 if n + 1 < steps:
                     ahead = layout.put(next(rows))
-                stop = interruption.status is not None
+                stop = interruption.due(n + 1)
                 moment = Moment(n + 1, state, final=n + 1 == steps, interrupted=stop)
                 loop.after(moment, metrics)
                 if stop:
                     run.say(f"interrupted after update {n + 1}: saved, `hllm train {run.folder}` goes on")
-                    raise SystemExit(interruption.status)
+                    raise SystemExit(interruption.status or 0)
             return state
+        except jax.errors.JaxRuntimeError as error:
+            gone = distributed.lost(run.distributed.heartbeat_seconds)
+            if gone is None:
+                raise
+            left = run.checkpoints.latest()
+            raise distributed.DistributedError(
+                f"{gone} is gone. Start all processes again, with as many as there are: "
+                f"the run goes on from {'the start' if left is None else f'step {left}'}"
+            ) from error
         finally:
             loop.close()
 
@@ -109,7 +120,13 @@ def read_ahead(batches: BatchSource, layout: Layout, start: int, stop: int) -> I
     """This process's rows of batches `start` to `stop - 1`, read by threads while the device works."""
     if isinstance(batches, Batches):
         return loader(batches, start, stop, local=layout.local_rows(batches.batch_size))
-    return (batches[n] for n in range(start, stop))
+    return (local_part(layout, batches[n]) for n in range(start, stop))
+
+
+def local_part(layout: Layout, batch: Any) -> Any:
+    """The rows of a global batch that this process feeds."""
+    rows = layout.local_rows(len(next(iter(batch.values()))))
+    return {name: array[rows] for name, array in batch.items()}
 
 
 class Loop:
@@ -244,7 +261,9 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            # With several processes SIGTERM is JAX's: all stop after the same update.
+            several = distributed.processes() > 1
+            for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -252,8 +271,16 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def due(self, step: int) -> bool:
+        """Whether the run stops after this update; asked once an update."""
+        if distributed.processes() > 1:
+            return distributed.stop_at(step)
+        return self.status is not None
+
     def _ask(self, number: int, frame: Any) -> None:
         del frame
         if number == signal.SIGINT and self.status is not None:
             raise KeyboardInterrupt
         self.status = 0 if number == signal.SIGTERM else 130
+        if distributed.processes() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -46,26 +46,29 @@ class MetricsFile:
     Args:
         path: the file; made if missing.
         after: lines of later steps than this are cut off, and a last line that was not written to its end.
+        own: whether this process writes it; else it only reads what is there.
     """
 
-    def __init__(self, path: Path, after: int = 0) -> None:
+    def __init__(self, path: Path, after: int = 0, own: bool = True) -> None:
         self.path = path
         lines = [line for line in read_lines(path) if line["step"] <= after]
-        if path.exists():
+        if own and path.exists():
             partial = path.with_name(path.name + ".partial")
             partial.write_text("".join(dumps(line) + "\n" for line in lines), "utf-8")
             os.replace(partial, path)
         self.evaluated = {line["step"] for line in lines if any(key.startswith("eval/") for key in line)}
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8") if own else None
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line; it has `step`. Numbers that are not finite become null, as JSON has none."""
-        self._file.write(dumps(line) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(dumps(line) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from rich.console import Console
 from hllm_jax.config import ABSENT, cache_dir, diff, to_dict, to_yaml
 from hllm_jax.data.batches import Batches
 from hllm_jax.models.spec import Spec, spec_to_dict
+from hllm_jax.parallel import distributed
+from hllm_jax.parallel.config import DistributedConfig
 from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.tokenizers.tokenizer import Tokenizer
@@ -68,7 +71,8 @@ class Run:
     def __init__(self, config: Any, folder: Path, lock: Any) -> None:
         self.config = config
         self.folder = folder
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console_of(folder)
+        self.distributed: DistributedConfig = getattr(config, "distributed", None) or DistributedConfig()
         self.facts: dict[str, Any] = {}
         self.tokens = 0
         self._lock = lock
@@ -82,22 +86,26 @@ class Run:
     def start(cls, config: Any) -> Run:
         """Open the run folder `config.run.dir`, new or resumed.
 
-        In this order, so that a mistake costs nothing: platform, lock, the difference to the saved config.
+        In this order, so that a mistake costs nothing: the other processes, platform, lock, the difference to
+        the saved config, the differences between processes.
         Then the resolved config is written to `config.yaml`, and platform, versions and code to `run.json`.
 
         Args:
             config: of a recipe, with the sections `run` and `checkpoint`.
 
         Raises:
+            DistributedError: the other processes do not come, or have another config, code or version.
             PlatformError: `run.platform` is not there.
             RunError: another process works in the folder, or the config changes what the run is.
         """
+        distributed.start(getattr(config, "distributed", None) or DistributedConfig())
         found = platform.require_platform(config.run.platform)
         folder = Path(config.run.dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(config, folder, lock_folder(folder))
         try:
             run._check_changes()
+            run._agree()
             run._write_down()
         except BaseException:
             run.close()
@@ -120,11 +128,18 @@ class Run:
         from hllm_jax.tokenizers import load_tokenizer
 
         folder = self.folder / "tokenizer"
-        if self.resumed is not None and folder.is_dir():
-            return load_tokenizer(folder)
-        tokenizer = make()
-        tokenizer.save(folder)
-        return tokenizer
+        with distributed.coordinator_first("tokenizer"):
+            # Another process finds the coordinator's; on a disk of its own it makes the same one again.
+            if folder.is_dir() and (self.resumed is not None or not platform.is_coordinator()):
+                return load_tokenizer(folder)
+            tokenizer = make()
+            if platform.is_coordinator():
+                tokenizer.save(folder)
+            return tokenizer
+
+    def coordinator_first(self, name: str) -> AbstractContextManager[None]:
+        """The other processes enter when process 0 has left, and find what it prepared in the cache."""
+        return distributed.coordinator_first(name)
 
     def identify(self, *, tokenizer: Tokenizer, data: Batches, model: Spec, **more: Any) -> None:
         """Say what this run is: for people, for `run.json`, for checkpoints and for the check on resume.
@@ -142,6 +157,8 @@ class Run:
             "model": spec_to_dict(model),
             **more,
         }
+        same = {"tokenizer": tokenizer.fingerprint, "data": data.fingerprint}
+        distributed.agree("data", same, self.distributed.barrier_seconds)
         self._known |= {"data": stats, "parameters": model.parameters()}
         self._write_known()
         self.say(f"model: {model.parameters():,} parameters; tokenizer: {tokenizer.vocab_size} ids")
@@ -191,7 +208,8 @@ class Run:
 
     def lines(self, name: str) -> MetricsFile:
         """A file of one line a step in the run folder, cut back to where the run goes on."""
-        return MetricsFile(self.folder / name, after=-1 if self.resumed is None else self.resumed)
+        after = -1 if self.resumed is None else self.resumed
+        return MetricsFile(self.folder / name, after, own=platform.is_coordinator())
 
     def save(self, state: TrainState) -> bool:
         """Start to save a checkpoint; see `Checkpoints.save`."""
@@ -226,6 +244,17 @@ class Run:
 
     # -- inside ---------------------------------------------------------------------------------------------
 
+    def _agree(self) -> None:
+        """Compare config, code, versions and the step to go on from with the other processes."""
+        own = ("distributed.*", "data.cache")
+        settings = {key: value for key, value in flat(to_dict(self.config)).items() if not free(key, own)}
+        here = platform.facts()
+        code = {"git": here["git"], "python": here["python"], "versions": here["versions"]}
+        values = {f"config {key}": value for key, value in settings.items()}
+        values |= {f"code {key}": value for key, value in flat(code).items()}
+        values |= {"step to go on from": self.resumed}
+        distributed.agree("start", values, self.distributed.barrier_seconds)
+
     def _check_changes(self) -> None:
         saved = self.folder / "config.yaml"
         if self.resumed is None or not saved.is_file():
@@ -235,7 +264,7 @@ class Run:
         if not changes:
             return
         lines = [f"  {key}: {old!r} -> {new!r}" for key, old, new in changes]
-        wrong = [key for key, _, _ in changes if not any(fnmatch.fnmatchcase(key, free) for free in FREE)]
+        wrong = [key for key, _, _ in changes if not free(key, FREE)]
         if wrong and not self.config.run.allow_changes:
             listed = "\n".join(lines)
             raise RunError(
@@ -270,6 +299,29 @@ class Run:
     def _write_known(self) -> None:
         if platform.is_coordinator():
             write_json(self.folder / "run.json", self._known)
+
+
+def free(key: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of these."""
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def console_of(folder: Path) -> Console:
+    """Standard error for the coordinator, `logs/process-N.log` in the run folder for another process."""
+    if platform.is_coordinator():
+        return Console(stderr=True, highlight=False)
+    path = folder / "logs" / f"process-{distributed.process()}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Console(file=path.open("a", encoding="utf-8", buffering=1), highlight=False, width=200)
 
 
 def effective_dtype(config: Any) -> dict[str, str] | None:
