@@ -6,11 +6,14 @@ process every function returns at once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
-import re
 import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +37,21 @@ def start(config: DistributedConfig) -> None:
     """
     if _client() is not None or not (config.coordinator or environment()):
         return
+    who = f"process {config.process} of {config.processes}" if config.coordinator else "this process"
+    remedy = (
+        "Process 0 has to run there, its port open, and every process has to be started with the same "
+        "distributed.coordinator and distributed.processes, and its own distributed.process"
+    )
+    if config.coordinator and config.process:
+        _reach(config.coordinator, config.start_seconds, who, remedy)
+    where = config.coordinator or f"the address that {environment()} says"
+    # JAX ends the process where not all come in time, and does not say where it looked for them.
+    late = threading.Timer(
+        0.9 * config.start_seconds,
+        lambda: print(f"{who} still waits for the others at {where}. {remedy}", file=sys.stderr, flush=True),
+    )
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -45,15 +63,17 @@ def start(config: DistributedConfig) -> None:
             shutdown_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        where = config.coordinator or f"the address that {environment()} says"
-        who = "" if config.process is None else f"process {config.process} of {config.processes}: "
         said = " ".join(str(error).split())[:300]
         raise DistributedError(
-            f"{who}no start with the coordinator at {where} within {config.start_seconds} s: {said}. "
-            "Process 0 has to run there, its port open, and every process has to be started with the same "
-            "distributed.coordinator and distributed.processes, and its own distributed.process"
+            f"{who} could not start with the coordinator at {where}: {said}. {remedy}"
         ) from error
+    finally:
+        late.cancel()
     _client().key_value_set(f"hllm/host/{process()}", f"{socket.gethostname()}, pid {os.getpid()}")
+    barrier("start", config.start_seconds)
+    watch = Watch(config.heartbeat_seconds)
+    atexit.register(watch.end)
+    watch.start()
 
 
 def environment() -> str | None:
@@ -179,18 +199,74 @@ def stop_at(step: int) -> bool:
     return processes() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
-def lost(seconds: float) -> str | None:
-    """After a failed collective: which processes are gone; None if all are there.
+class Watch(threading.Thread):
+    """Says which process is gone before JAX, which only knows its number, ends this one.
+
+    Every process counts up in the coordination service; one whose count stands still does not live any more.
 
     Args:
-        seconds: so long the others may take to notice as well.
+        heartbeat: seconds of silence after which JAX ends the others; the watch speaks a little earlier.
     """
-    try:
-        barrier("after an error", seconds)
-    except DistributedError as error:
-        named = re.search(r" for (.*?): look at", str(error))
-        return named[1] if named else str(error)
-    return None
+
+    def __init__(self, heartbeat: float) -> None:
+        super().__init__(name="watch", daemon=True)
+        self.heartbeat = heartbeat
+        self.ending = False
+        self.names = [host(index) for index in range(processes())]
+
+    def run(self) -> None:
+        """Until somebody is gone, or this process ends."""
+        moved = dict.fromkeys(range(len(self.names)), (-1, time.monotonic()))
+        count = 0
+        while True:
+            count += 1
+            client = _client()
+            try:
+                client.key_value_set(f"hllm/beat/{process()}", str(count), allow_overwrite=True)
+                found = {int(k.rpartition("/")[2]): int(v) for k, v in client.key_value_dir_get("hllm/beat/")}
+            except Exception:
+                if not self.ending:
+                    self.say(f"{self.names[0]}, the coordinator, cannot be reached any more")
+                return
+            now = time.monotonic()
+            moved = {
+                i: (found.get(i, -1), now) if found.get(i, -1) != last else (last, then)
+                for i, (last, then) in moved.items()
+            }
+            silent = [i for i, (_, then) in moved.items() if now - then > 0.6 * self.heartbeat]
+            if silent:
+                gone = " and ".join(self.names[i] for i in silent)
+                self.say(f"{gone} gone: silent for {0.6 * self.heartbeat:.0f} s")
+                return
+            time.sleep(self.heartbeat / 8)
+
+    def end(self) -> None:
+        """From here on the coordinator may leave."""
+        self.ending = True
+
+    def say(self, what: str) -> None:
+        """To standard error, at once."""
+        print(
+            f"{what}. This process ends; start all again, and the run goes on from its newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _reach(address: str, seconds: float, who: str, remedy: str) -> None:
+    """Wait until something listens at HOST:PORT."""
+    name, _, port = address.rpartition(":")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((name.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise DistributedError(
+                    f"{who}: nothing answers at {address} for {seconds:g} s ({error}). {remedy}"
+                ) from None
+            time.sleep(0.5)
 
 
 def _client() -> Any:

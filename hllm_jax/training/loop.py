@@ -103,15 +103,6 @@ def train(
                     run.say(f"interrupted after update {n + 1}: saved, `hllm train {run.folder}` goes on")
                     raise SystemExit(interruption.status or 0)
             return state
-        except jax.errors.JaxRuntimeError as error:
-            gone = distributed.lost(run.distributed.heartbeat_seconds)
-            if gone is None:
-                raise
-            left = run.checkpoints.latest()
-            raise distributed.DistributedError(
-                f"{gone} is gone. Start all processes again, with as many as there are: "
-                f"the run goes on from {'the start' if left is None else f'step {left}'}"
-            ) from error
         finally:
             loop.close()
 

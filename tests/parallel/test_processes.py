@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from hllm_jax.config import ConfigError
+from hllm_jax.parallel import distributed
+from hllm_jax.parallel.config import DistributedConfig
 from hllm_jax.testing.training import toy_config
 from hllm_jax.training.checkpoints import Checkpoints, read_variables
 from hllm_jax.training.metrics import read_lines
@@ -146,3 +148,52 @@ def test_sigterm_of_one_saves_and_ends_all(tmp_path: Path, which: int) -> None:
         assert status == 0, said
     last = Checkpoints(folder / "checkpoints", own=False).latest()
     assert last == read_lines(folder / "metrics.jsonl")[-1]["step"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    common = ("train.batch_size=16", "run.allow_changes=true")
+    started = start(folder, 2, 1, "train.steps=2000", *common)
+    wait_for(folder, 6, started)
+    started[1].kill()
+    begin = time.monotonic()
+    found = finish(started, 60)
+    assert time.monotonic() - begin < 60
+    assert found[0][0] != 0
+    assert f"process 1 ({socket.gethostname()}, pid {started[1].pid}) gone" in found[0][1]
+    left = Checkpoints(folder / "checkpoints", own=False).latest()
+    assert left is not None
+    run(folder, 1, 2, f"train.steps={left + 2}", *common)
+    steps = [line["step"] for line in read_lines(folder / "metrics.jsonl")]
+    assert steps == list(range(1, left + 3))
+
+
+@pytest.mark.slow
+def test_a_killed_coordinator_ends_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    started = start(folder, 2, 1, "train.steps=2000", "train.batch_size=16")
+    wait_for(folder, 6, started)
+    started[0].kill()
+    begin = time.monotonic()
+    found = finish(started, 60)
+    assert time.monotonic() - begin < 60
+    assert found[1][0] not in (0, None)
+
+
+def test_a_coordinator_that_does_not_answer_is_told() -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    config = DistributedConfig(coordinator=address, processes=2, process=1, start_seconds=1)
+    with pytest.raises(distributed.DistributedError, match=f"process 1 of 2: nothing answers at {address}"):
+        distributed.start(config)
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come_is_told(tmp_path: Path) -> None:
+    started = start(tmp_path / "run", 2, 1, "train.batch_size=16", "distributed.start_seconds=5")
+    started[1].kill()
+    status, said = finish(started)[0]
+    assert status != 0
+    assert "process 0 of 2 still waits for the others at localhost" in said
