@@ -75,8 +75,9 @@ def train(args: argparse.Namespace) -> None:
 def _write_page(folder: Path) -> None:
     """`report.html` of a run that trained; without matplotlib, a word on how to have one."""
     from hllm_jax.report import MissingPlots, report
+    from hllm_jax.training.platform import is_coordinator
 
-    if (folder / "metrics.jsonl").is_file():
+    if is_coordinator() and (folder / "metrics.jsonl").is_file():
         try:
             print(f"report: {report(folder)}", file=sys.stderr)
         except MissingPlots as error:

@@ -21,7 +21,7 @@ from hllm_jax.parallel.state import TrainState
 from hllm_jax.training.config import TrainConfig
 from hllm_jax.training.hooks import Hook, Moment, close_all
 from hllm_jax.training.metrics import dumps, peak_flops, peak_memory
-from hllm_jax.training.platform import keep_memory
+from hllm_jax.training.platform import is_coordinator, keep_memory
 from hllm_jax.training.progress import ProgressLine
 from hllm_jax.training.run import Run
 from hllm_jax.training.step import Metrics, TrainStep
@@ -211,15 +211,16 @@ class Loop:
         """The update was not finite and was skipped: keep its batch, and stop if the config says so."""
         self.bad_in_a_row += 1
         folder = self.run.folder / "bad_batches"
-        folder.mkdir(exist_ok=True)
         path = folder / f"{step:08d}.npz"
-        arrays: dict[str, Any] = {name: np.asarray(rows) for name, rows in self.batches[step - 1].items()}
-        np.savez(path, **arrays)
-        with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(
-                dumps({"step": step, "loss": str(values["loss"]), "grad_norm": str(values["grad_norm"])})
-                + "\n"
-            )
+        if is_coordinator():
+            folder.mkdir(exist_ok=True)
+            arrays: dict[str, Any] = {name: np.asarray(rows) for name, rows in self.batches[step - 1].items()}
+            np.savez(path, **arrays)
+            with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(
+                    dumps({"step": step, "loss": str(values["loss"]), "grad_norm": str(values["grad_norm"])})
+                    + "\n"
+                )
         found = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
         what = f"update {step} was skipped: {found}; its batch is in {path}"
         self.run.say(f"[red]{what}[/red]")

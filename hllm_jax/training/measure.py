@@ -32,9 +32,13 @@ def make_evaluation(
     count = len(batches) if limit is None else min(limit, len(batches))
     local = layout.local_rows(batches.batch_size)
 
+    def put_own(batch: Mapping[str, Any]) -> Batch:
+        return layout.put({name: array[local] for name, array in batch.items()})
+
     def measure(state: TrainState) -> dict[str, float]:
-        rows = (batches.rows(n, local.start, local.stop) for n in range(count))
-        return evaluate(lambda batch: step(state, batch), rows, layout.put, byte_lengths)
+        # Every process reads all rows, because it counts the bytes of all; it feeds its own.
+        rows = (batches.rows(n, 0, batches.batch_size) for n in range(count))
+        return evaluate(lambda batch: step(state, batch), rows, put_own, byte_lengths)
 
     return measure
 
