@@ -77,7 +77,7 @@ def _write_page(folder: Path) -> None:
     from hllm_jax.report import MissingPlots, report
     from hllm_jax.training.platform import is_coordinator
 
-    if is_coordinator() and (folder / "metrics.jsonl").is_file():
+    if (folder / "metrics.jsonl").is_file() and is_coordinator():
         try:
             print(f"report: {report(folder)}", file=sys.stderr)
         except MissingPlots as error:
