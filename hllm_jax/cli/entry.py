@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import math
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import hllm_jax
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0, or what the command says (`args.status`); 2 after a user's error, 130 after Ctrl-C.
     """
     args = parse(argv)
+    without_tpu()
     as_json: bool = getattr(args, "json", False)
     try:
         with _stdout_for_json(as_json) as stdout:
@@ -49,6 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hllm {args.command}: {_message(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     return int(getattr(args, "status", 0))
+
+
+def without_tpu() -> None:
+    """Keep JAX from looking for a TPU where libtpu is installed only to plan for one.
+
+    It would look for seconds, and complain. Where a device file or a platform is there, nothing is touched.
+    """
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None:
+        return
+    devices = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev").glob("vfio/[0-9]*")]
+    if not devices and importlib.util.find_spec("jax_cuda12_plugin") is None:
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -21,6 +21,8 @@ PARAMETERS = {
     "pretrain/book-215m": 215_127_040,
     "sft/book-215m": 215_127_040,
     "pretrain/llama2-7b": 6_738_415_616,
+    "pretrain/llama2-13b": 13_015_864_320,
+    "pretrain/llama2-70b": 68_976_648_192,
     "plan/zero-figure1": 7_501_811_712,
 }
 
