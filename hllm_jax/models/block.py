@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from hllm_jax.models.config import Execution
 from hllm_jax.models.spec import StackConfig
-from hllm_jax.nn.axes import GATHERED, constrain, is_fetching
+from hllm_jax.nn.axes import GATHERED, constrain, is_gathering
 from hllm_jax.nn.cache import KVCache, LayerCache
 from hllm_jax.nn.mlp import MLP
 from hllm_jax.nn.moe import ROUTING, MixtureOfExperts
@@ -226,7 +226,7 @@ def make_block(config: StackConfig, execution: Execution, layer: int, causal: bo
     policies = jax.checkpoint_policies
     policy = None
     if execution.remat == "none":
-        if not is_fetching():
+        if not is_gathering():
             return Block(config, execution, window, causal, cross)
         policy = all_but_gathered
     elif execution.remat == "selective":

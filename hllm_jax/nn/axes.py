@@ -51,21 +51,28 @@ GATHERED = "gathered"
 Fetch: TypeAlias = Callable[[Any, Sequence[str | None], DTypeLike], jax.Array]
 
 _FETCH: contextvars.ContextVar[Fetch | None] = contextvars.ContextVar("fetch", default=None)
+_GATHERS: contextvars.ContextVar[bool] = contextvars.ContextVar("gathers", default=False)
 
 
 @contextlib.contextmanager
-def fetching(fetch: Fetch) -> Generator[None]:
-    """While tracing in here, `fetch` gets what the variables hold and gives the parameter that is used."""
-    token = _FETCH.set(fetch)
+def fetching(fetch: Fetch, gathers: bool) -> Generator[None]:
+    """While tracing in here, `fetch` gets what the variables hold and gives the parameter that is used.
+
+    Args:
+        fetch: see `Fetch`.
+        gathers: whether parameters come from other devices.
+    """
+    tokens = _FETCH.set(fetch), _GATHERS.set(gathers)
     try:
         yield
     finally:
-        _FETCH.reset(token)
+        _FETCH.reset(tokens[0])
+        _GATHERS.reset(tokens[1])
 
 
-def is_fetching() -> bool:
-    """Whether parameters are fetched: what was gathered for the forward pass should not be kept."""
-    return _FETCH.get() is not None
+def is_gathering() -> bool:
+    """Whether parameters are gathered where they are used: the backward pass should not find them kept."""
+    return _GATHERS.get()
 
 
 def parameter(

@@ -17,6 +17,7 @@ microbatch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +106,10 @@ class Gathering:
 
     def fetching(self) -> Any:
         """While tracing a model in here, its parameters are gathered where they are used."""
-        return fetching(self._fetch)
+        if not self.axes:
+            return contextlib.nullcontext()
+        split = (self.split(names, self.rules.parameters) for names in self._names.values())
+        return fetching(self._fetch, any(any(each) for each in split))
 
     def reduce(self, gradients: Tree) -> Tree:
         """Sums over the devices, once an update: each keeps its part as the optimizer's rules say."""

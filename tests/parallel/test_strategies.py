@@ -158,3 +158,19 @@ def test_tensor_parallel_layers_send_activations_and_never_a_weight() -> None:
     activations = ROWS // 4 * LENGTH * spec().embed
     layers = sum(each.elements for each in over if each.axis == "tensor") / activations / spec().layers
     assert 4 <= layers < 8  # the head and the embedding send some too
+
+
+def test_only_what_is_gathered_comes_again() -> None:
+    """Without remat nothing is computed again but the gathering of parameters, where they are gathered."""
+
+    def traced(strategy: Strategy, devices: int) -> str:
+        layout, step = parts(strategy, {}, devices)
+        state = layout.abstract_state
+        return str(step.jitted.trace(state.replace(frozen={}), state.frozen, layout.put(batch(0))).jaxpr)
+
+    assert "remat2[" not in traced("zero3", 1)
+    assert "remat2[" not in traced("zero1", 8)
+    text = traced("zero3", 8)
+    assert "remat2[" in text
+    # Seven matrices of a layer, forwards and backwards, and the embedding.
+    assert text.count("all_gather[") == 2 * 7 + 1
