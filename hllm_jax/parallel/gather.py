@@ -113,7 +113,8 @@ class Gathering:
 
     def reduce(self, gradients: Tree) -> Tree:
         """Sums over the devices, once an update: each keeps its part as the optimizer's rules say."""
-        flat = flatten(gradients)
+        dtypes = {path: leaf.dtype for path, leaf in flatten(gradients).items()}
+        flat = {path: leaf.astype(self.reduce_dtype) for path, leaf in flatten(gradients).items()}
         scattered: dict[Path, jax.Array] = {}
         left: dict[tuple[str, ...], dict[Path, jax.Array]] = {}
         for path, gradient in flat.items():
@@ -130,7 +131,7 @@ class Gathering:
                 left.setdefault(rest, {})[path] = gradient
         for axes, group in left.items():
             scattered |= jax.lax.psum(group, axes)
-        return unflatten(scattered)
+        return unflatten({path: leaf.astype(dtypes[path]) for path, leaf in scattered.items()})
 
     # -- parts -----------------------------------------------------------------------------------------------
 

@@ -248,7 +248,12 @@ class Layout:
             yield
 
     def gathering(self, reduce_dtype: DTypeLike = jnp.float32) -> Gathering:
-        """The collectives of this layout over the axes of the batch, see `gather.py`."""
+        """The collectives of this layout over the axes of the batch, see `gather.py`.
+
+        CPUs reduce in float32 whatever is asked for: their compiler (jax 0.10) stops at a bfloat16 sum.
+        """
+        if self.platform == "cpu":
+            reduce_dtype = jnp.float32
         return Gathering(self.rules, self._names, self.mesh.shape, reduce_dtype)
 
     # -- inside ---------------------------------------------------------------------------------------------

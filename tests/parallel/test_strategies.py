@@ -62,6 +62,24 @@ def parts(
     return layout, make_train_step(causal_lm(model), optimizer, layout, accumulation)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+def test_half_precision_parameters_with_master_weights(strategy: Strategy) -> None:
+    """Mixed precision follows the same path on a mesh; a CPU sums its gradients in float32."""
+    model = spec().build(Execution(dtype="float32", param_dtype="bfloat16", scan_layers=True))
+    optimizer = make_optimizer(OptimizerConfig(master_dtype="float32"), ScheduleConfig(peak=0.003), 100)
+
+    def losses(devices: int) -> list[float]:
+        placed = make_mesh(MeshConfig(), strategy, jax.devices()[:devices])
+        layout = Layout(placed, make_rules(strategy), model, optimizer)
+        step = make_train_step(causal_lm(model), optimizer, layout, 1, "bfloat16")
+        found, state = trained(layout, step, 3)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trainable)} == {"bfloat16"}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state["master"])} == {"float32"}
+        return found
+
+    np.testing.assert_allclose(losses(8), losses(1), rtol=0, atol=2e-3)
+
+
 def trained(layout: Layout, step: TrainStep, updates: int) -> tuple[list[float], TrainState]:
     state, losses = layout.init(1), []
     for n in range(updates):
