@@ -37,6 +37,7 @@ class MeshConfig:
                 (size == 0 or size < -1, axis, f"{size}: a size is 1 or more, or -1 to fill")
                 for axis, size in sizes.items()
             ]
+            + [(self.stage not in (None, 1), "stage", f"{self.stage}: pipelines are not built: leave it out")]
             + [(list(sizes.values()).count(-1) > 1, "data", f"only one axis may be -1, here: {sizes}")]
         )
 
