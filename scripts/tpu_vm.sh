@@ -44,10 +44,10 @@ copy() {
   need TPU_NAME ZONE BUCKET
   local bundle
   bundle="$(mktemp -d)/hllm.tar.gz"
-  do_it git archive --format=tar.gz -o "$bundle" HEAD
-  tpu scp "$bundle" "$TPU_NAME:hllm.tar.gz" --worker=all
-  everywhere "mkdir -p hllm runs && tar xzf hllm.tar.gz -C hllm && make -C hllm setup EXTRAS=tpu"
-  everywhere "mountpoint -q runs || gcsfuse --implicit-dirs ${BUCKET#gs://} runs"
+  do_it git archive --format=tar.gz -o "$bundle" HEAD &&
+    tpu scp "$bundle" "$TPU_NAME:hllm.tar.gz" --worker=all &&
+    everywhere "mkdir -p hllm runs && tar xzf hllm.tar.gz -C hllm && make -C hllm setup EXTRAS=tpu" &&
+    everywhere "mountpoint -q runs || gcsfuse --implicit-dirs ${BUCKET#gs://} runs"
 }
 
 run() {
@@ -67,19 +67,38 @@ delete() {
   tpu delete "$TPU_NAME" --quiet
 }
 
-state() { gcloud compute tpus tpu-vm describe "$TPU_NAME" --zone "$ZONE" --format 'value(state)' 2>/dev/null || true; }
+# READY, PREEMPTED, ...; NONE where there is no such slice; nothing where the question was not answered.
+state() {
+  local said
+  if said="$(gcloud compute tpus tpu-vm describe "$TPU_NAME" --zone "$ZONE" --format 'value(state)' 2>&1)"; then
+    echo "$said"
+  elif grep -q NOT_FOUND <<<"$said"; then
+    echo NONE
+  fi
+}
 
 supervise() {
   need TPU_NAME ZONE TYPE VERSION BUCKET
   [ $# -ge 1 ] || usage
+  local copied=""
+  if [ -n "$DRY" ]; then create; copy; run "$@"; return; fi
   while true; do
-    if [ -n "$DRY" ] || [ "$(state)" != READY ]; then
-      [ -n "$DRY" ] || delete 2>/dev/null || true
-      create && copy || { sleep 300; continue; }
+    case "$(state)" in
+      READY) ;;
+      NONE) copied=""; create || { sleep 300; continue; } ;;
+      PREEMPTED | TERMINATED | STOPPED) copied=""; delete || true; sleep 10; continue ;;
+      *) sleep 60; continue ;; # on its way, or the question was not answered
+    esac
+    [ -n "$copied" ] || copy || { sleep 60; continue; }
+    copied=1
+    # The run goes on from its newest checkpoint. A preempted one ends with status 0 too, after a last save.
+    if run "$@"; then
+      sleep 60
+      if [ "$(state)" = READY ]; then return; fi
+    elif [ "$(state)" = READY ]; then
+      echo "tpu_vm.sh: the run failed on a healthy slice" >&2
+      return 1
     fi
-    # The run goes on from its newest checkpoint. Only a preempted slice is made anew: an error of the run ends here.
-    if run "$@"; then return; fi
-    if [ "$(state)" = READY ]; then echo "tpu_vm.sh: the run failed on a healthy slice" >&2; return 1; fi
   done
 }
 

@@ -59,6 +59,8 @@ class Config:
             raise Invalid(
                 ("model.load", "fine-tuning starts from an encoder: a run folder, a file or a name")
             )
+        if self.train.logit_chunks > 1:
+            raise Invalid(("train.logit_chunks", "is not used: heads of tasks have few logits"))
         check_sections(self.model, self.train, self.schedule)
 
 

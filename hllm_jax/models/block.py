@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -249,10 +250,19 @@ def all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Keep everything for the backward pass but parameters of other devices: they are gathered again."""
     if primitive.name == "name":
         return bool(parameters["name"] != GATHERED)
-    if primitive.name == "custom_vjp_call":
-        inside = parameters["call_jaxpr"].jaxpr.eqns
-        return not any(equation.primitive.name == "all_gather" for equation in inside)
-    return primitive.name not in ("all_gather", "reshape")
+    return primitive.name != "reshape" and not _gathers(primitive.name, parameters)
+
+
+def _gathers(primitive: str, parameters: Mapping[str, Any]) -> bool:
+    """Whether an operation, or one inside of it (a `custom_vjp`, a `shard_map`), gathers."""
+    if primitive == "all_gather":
+        return True
+    inside = (getattr(value, "jaxpr", value) for value in parameters.values())
+    return any(
+        _gathers(equation.primitive.name, equation.params)
+        for jaxpr in inside
+        for equation in getattr(jaxpr, "eqns", ())
+    )
 
 
 def apply_layers(

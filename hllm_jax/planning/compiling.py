@@ -276,8 +276,12 @@ class Planning:
         """What would make it smaller, the cheapest first."""
         config, capacity = self.config, self.topology.chip.memory
         ways: list[str] = []
-        if config.model.remat != "full":
+        if config.model.remat not in ("full", "offload"):
             ways.append("model.remat=full computes activations again instead of keeping them")
+        elif config.model.remat == "full":
+            ways.append("model.remat=offload keeps what goes into the blocks in the memory of the host")
+        if self.spec.architecture == "decoder" and config.train.logit_chunks == 1:
+            ways.append("train.logit_chunks=16 never holds all logits at once")
         rows = config.train.batch_size // config.train.accumulation
         over = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
         if rows > over:

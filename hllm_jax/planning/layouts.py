@@ -40,7 +40,7 @@ def search(
     slices: int = 1,
     tokens: float | None = None,
     name: str = "",
-    most: int = 6,
+    most: int = 12,
 ) -> Search:
     """Compile several layouts of a configuration, and choose.
 
@@ -78,13 +78,19 @@ def search(
 
 def _candidates(config: Any, chips: Topology) -> Iterator[tuple[Any, list[str]]]:
     strategy = "hsdp" if chips.slices > 1 else "zero3"
+    kept = {axis: size for axis, size in config.mesh.sizes().items() if axis in ("context", "expert")}
+    each = chips.size // chips.slices
     for tensor in (1, 2, 4, 8):
-        inner = chips.size // chips.slices // tensor
+        taken = tensor * math.prod(kept.values())
+        if each % taken:
+            continue
+        inner = each // taken
         for remat in REMAT:
-            mesh = MeshConfig(data=chips.slices, fsdp=inner, tensor=tensor)
+            mesh = MeshConfig(data=chips.slices, fsdp=inner, tensor=tensor, **kept)
             model = dataclasses.replace(config.model, remat=remat)
             changed = dataclasses.replace(config, strategy=strategy, mesh=mesh, model=model)
-            said = f"mesh={{data: {chips.slices}, fsdp: {inner}, tensor: {tensor}}}"
+            sizes = ", ".join(f"{axis}: {size}" for axis, size in mesh.sizes().items())
+            said = f"mesh={{{sizes}}}"
             yield changed, [f"strategy={strategy}", said, f"model.remat={remat}"]
 
 

@@ -334,6 +334,11 @@ def check_sections(
                 "shorten it, or set model.max_length",
             )
         )
+    if train.logit_chunks > 1 and objective is not None and objective.model_kind != "decoder":
+        message = (
+            f"is not used: {objective.kind} has all its logits at once; only decoders make them in parts"
+        )
+        problems.append(("train.logit_chunks", message))
     if objective is not None:
         from hllm_jax.training.objective import data_problems, model_problems
 

@@ -181,14 +181,15 @@ def test_tensor_parallel_layers_send_activations_and_never_a_weight() -> None:
 def test_only_what_is_gathered_comes_again() -> None:
     """Without remat nothing is computed again but the gathering of parameters, where they are gathered."""
 
-    def traced(strategy: Strategy, devices: int) -> str:
-        layout, step = parts(strategy, {}, devices)
+    def traced(strategy: Strategy, devices: int, **mesh: int) -> str:
+        layout, step = parts(strategy, mesh, devices)
         state = layout.abstract_state
         return str(step.jitted.trace(state.replace(frozen={}), state.frozen, layout.put(batch(0))).jaxpr)
 
     assert "remat2[" not in traced("zero3", 1)
     assert "remat2[" not in traced("zero1", 8)
-    text = traced("zero3", 8)
-    assert "remat2[" in text
-    # Seven matrices of a layer, forwards and backwards, and the embedding.
-    assert text.count("all_gather[") == 2 * 7 + 1
+    for mesh in ({}, {"fsdp": 4, "tensor": 2}):
+        text = traced("zero3", 8, **mesh)
+        assert "remat2[" in text
+        # Seven matrices of a layer, forwards and backwards, and the embedding.
+        assert text.count("all_gather[") == 2 * 7 + 1

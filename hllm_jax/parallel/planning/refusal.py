@@ -29,7 +29,8 @@ class Refusal:
 
 def read_refusal(message: str) -> Refusal | None:
     """The refusal in an error of the compiler; None where the error is another one."""
-    if "RESOURCE_EXHAUSTED" not in message and "exceed" not in message.lower():
+    # Other limits (of a kernel's own memory) are named in the same words, but they are mistakes of ours.
+    if "RESOURCE_EXHAUSTED" not in message or "vmem" in message.lower():
         return None
     used = limit = None
     if match := _OF.search(message) or _AVAILABLE.search(message):
