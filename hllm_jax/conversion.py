@@ -67,6 +67,7 @@ def convert(
     dtype: str | None = None,
     verify: bool = False,
     tolerance: float | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Write a MODEL as a Hugging Face folder, a GGUF file or a checkpoint; it appears when it is complete.
 
@@ -77,6 +78,7 @@ def convert(
         dtype: of the weights, see `DTYPES`; None: the first of them.
         verify: run both on the same tokens before the target appears.
         tolerance: largest mean KL divergence in nats; None: by dtype (`TOLERANCES`).
+        adapter: merged into the weights, see `open_pretrained`.
 
     Returns:
         `source, target, to, dtype, parameters`, for GGUF `tensors` (storage type -> count), and with `verify`
@@ -104,7 +106,7 @@ def convert(
 
     from hllm_jax.training.pretrained import load_pretrained
 
-    config, params, tokenizer = load_pretrained(source)
+    config, params, tokenizer = load_pretrained(source, adapter=adapter)
     done: dict[str, Any] = {
         "source": os.fspath(source),
         "target": str(path),
@@ -129,13 +131,73 @@ def convert(
     return done
 
 
+def merge(
+    model: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    to: Target | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Write a MODEL with adapters in its weights, and say how far that is from the two apart.
+
+    Args:
+        model: the base.
+        adapter: a folder of `peft`'s, or a run with `lora:`.
+        target, to, dtype: as of `convert`.
+
+    Returns:
+        As `convert`, and `adapter, max_difference, mean_kl, agreement`: what is written against the base with
+        its adapters beside it, on the same random tokens; the cost of rounding the sum to `dtype`.
+
+    Raises:
+        LoRAError: the adapters are not those of this model.
+        ConversionRefused, ValueError: as `convert`.
+    """
+    from hllm_jax.training.adapters import read_adapter
+    from hllm_jax.training.pretrained import load_pretrained
+
+    done = convert(model, target, to, dtype, adapter=adapter)
+    config, params, _ = load_pretrained(model, scan_layers=False)
+    apart = {"params": params, "lora": read_adapter(adapter, config).tree}
+    logits = _logits_on(config, apart)
+    del params, apart
+    merged = load_pretrained(done["target"], scan_layers=False)
+    found = _difference(logits, _logits_on(merged.config, {"params": merged.params}))
+    return {**done, "adapter": os.fspath(adapter), **dataclasses.asdict(found)}
+
+
+def export_adapter(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write the adapters of a run with `lora:` as a folder that `peft` loads.
+
+    Returns:
+        `source, target, base, parameters` (of the adapters).
+
+    Raises:
+        LoRAError: the run has no adapters, or the format no name for one of them.
+        ConversionRefused: something is there already.
+    """
+    import jax
+
+    from hllm_jax.interop.peft import save_peft
+    from hllm_jax.training.adapters import read_adapter
+    from hllm_jax.training.pretrained import open_pretrained
+
+    path = Path(target).expanduser()
+    if path.exists():
+        raise ConversionRefused(f"{path} is there already: remove it, or choose another name")
+    opened = open_pretrained(source)
+    found = read_adapter(source, opened.config)
+    save_peft(path, opened.config, found.tree, base=found.base)
+    count = sum(leaf.size for leaf in jax.tree.leaves(found.tree) if leaf.ndim)
+    return {"source": os.fspath(source), "target": str(path), "base": found.base, "parameters": count}
+
+
 def compare(source: str | os.PathLike[str], target: str | os.PathLike[str], seed: int = 0) -> Comparison:
     """Run two MODELs in float32 on the same random tokens, one after the other.
 
     Raises:
         ConversionRefused: their vocabularies or architectures differ.
     """
-    from hllm_jax.models.config import Execution
     from hllm_jax.training.pretrained import load_pretrained
 
     logits: list[np.ndarray] = []
@@ -145,20 +207,31 @@ def compare(source: str | os.PathLike[str], target: str | os.PathLike[str], seed
         if vocabulary not in (0, config.vocab_size):
             raise ConversionRefused(f"{source} has {vocabulary} ids, {target} has {config.vocab_size}")
         vocabulary = config.vocab_size
-        length = min(LENGTH, config.max_length)
-        tokens = np.random.default_rng(seed).integers(0, vocabulary, (ROWS, length)).astype(np.int32)
-        logits.append(_logits(config.build(Execution(dtype="float32")), params, tokens))
+        logits.append(_logits_on(config, {"params": params}, seed))
         del params
-    ours, theirs = (_log_softmax(x) for x in logits)
+    return _difference(*logits)
+
+
+def _logits_on(config: Spec, variables: dict[str, Any], seed: int = 0) -> np.ndarray:
+    """Logits of a model on random tokens, see `_logits`."""
+    from hllm_jax.models.config import Execution
+
+    length = min(LENGTH, config.max_length)
+    tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (ROWS, length)).astype(np.int32)
+    return _logits(config.build(Execution(dtype="float32")), variables, tokens)
+
+
+def _difference(source: np.ndarray, target: np.ndarray) -> Comparison:
+    ours, theirs = _log_softmax(source), _log_softmax(target)
     kl = np.sum(np.exp(ours) * (ours - theirs), axis=-1)
     return Comparison(
-        max_difference=float(np.abs(logits[0] - logits[1]).max()),
+        max_difference=float(np.abs(source - target).max()),
         mean_kl=float(kl.mean()),
         agreement=float(np.mean(ours.argmax(-1) == theirs.argmax(-1))),
     )
 
 
-def _logits(model: Any, params: Any, tokens: np.ndarray) -> np.ndarray:
+def _logits(model: Any, variables: Any, tokens: np.ndarray) -> np.ndarray:
     """float64 `[ROWS, L, V]`; an encoder-decoder writes the tokens that it reads."""
     import jax
 
@@ -166,11 +239,11 @@ def _logits(model: Any, params: Any, tokens: np.ndarray) -> np.ndarray:
 
     given = [tokens, tokens] if isinstance(model, EncoderDecoder) else [tokens]
 
-    def run(params: Any) -> Any:
-        return model.apply({"params": params}, *given)
+    def run(variables: Any) -> Any:
+        return model.apply(variables, *given)
 
     with jax.default_matmul_precision("highest"):
-        out = jax.jit(run)(params)
+        out = jax.jit(run)(variables)
     said = out.logits if hasattr(out, "logits") else out[0]
     if said is None:
         said = out.hidden

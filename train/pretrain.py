@@ -17,6 +17,7 @@ from hllm_jax.config import config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.data.objective import ObjectiveConfig
 from hllm_jax.models.config import ModelConfig
+from hllm_jax.models.lora import LoRAConfig
 from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.tokenizers.config import TokenizerConfig
 from hllm_jax.training.config import (
@@ -38,6 +39,7 @@ class Config:
     recipe: str = "pretrain"
     run: RunConfig
     model: ModelConfig
+    lora: LoRAConfig | None = None
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -52,7 +54,7 @@ class Config:
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
-        check_sections(self.model, self.train, self.schedule, self.objective, self.data, self.log)
+        check_sections(self.model, self.train, self.schedule, self.objective, self.data, self.log, self.lora)
 
 
 def make_step(
@@ -63,7 +65,8 @@ def make_step(
         config.objective, model, z_loss=config.train.z_loss, chunks=config.train.logit_chunks
     )
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
-    layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
+    rules = parallel.make_rules(config.strategy)
+    layout = parallel.Layout(mesh, rules, model, optimizer, adapters=config.lora)
     layout.check_batch(config.train.batch_size, config.train.accumulation)
     step = training.make_train_step(
         loss, optimizer, layout, config.train.accumulation, config.train.reduce_dtype
@@ -76,7 +79,7 @@ def main(config: Config) -> training.TrainState:
     # ---- run, tokenizer, model ----
     run = training.Run.start(config)
     tokenizer, model, params = training.begin(
-        run, config.model, lambda: data.tokenizer_for(config.tokenizer, config.data)
+        run, config.model, lambda: data.tokenizer_for(config.tokenizer, config.data), config.lora
     )
     training.check_objective(config.objective, model.config)
 

@@ -15,6 +15,7 @@ from hllm_jax import generation, objectives, parallel, training
 from hllm_jax.config import Invalid, config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.models.config import ModelConfig
+from hllm_jax.models.lora import LoRAConfig
 from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.training.config import (
     CheckpointConfig,
@@ -40,6 +41,7 @@ class Config:
     base: str | None = None
     run: RunConfig
     model: ModelConfig
+    lora: LoRAConfig | None = None
     data: DataConfig = DataConfig(packing="first_fit")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -54,7 +56,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.model.load is None:
             raise Invalid(("model.load", "fine-tuning starts from a model: a run folder, a file or a name"))
-        check_sections(self.model, self.train, self.schedule)
+        check_sections(self.model, self.train, self.schedule, lora=self.lora)
 
 
 def make_step(
@@ -63,7 +65,8 @@ def make_step(
     """Objective, layout and train step on a mesh; `hllm plan` compiles it for devices that are not here."""
     loss = objectives.causal_lm(model, z_loss=config.train.z_loss, chunks=config.train.logit_chunks)
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
-    layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
+    rules = parallel.make_rules(config.strategy)
+    layout = parallel.Layout(mesh, rules, model, optimizer, adapters=config.lora)
     layout.check_batch(config.train.batch_size, config.train.accumulation)
     step = training.make_train_step(
         loss, optimizer, layout, config.train.accumulation, config.train.reduce_dtype
@@ -76,7 +79,7 @@ def main(config: Config) -> training.TrainState:
     # ---- the model to start from; run, tokenizer, model ----
     training.make_base(config.model.load, config.base)
     run = training.Run.start(config)
-    tokenizer, model, params = training.begin(run, config.model)
+    tokenizer, model, params = training.begin(run, config.model, adapters=config.lora)
 
     # ---- data: batches[n] is a pure function of n ----
     shape: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Commands on a model: `generate`, `chat`, `eval`, `inspect`, `convert`, and the list of `models`."""
+"""Commands on a model: `generate`, `chat`, `eval`, `inspect`, `convert`, `lora`, and the list of `models`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ MODEL = (
     "run folder, checkpoint, Hugging Face folder, .gguf file, Meta's folder or .pth file, or a name such as "
     "smollm2-135m-instruct"
 )
+ADAPTER = "a folder of peft's, or a run with `lora:`"
 SAMPLING: dict[str, tuple[type, str]] = {
     "max_tokens": (int, "most tokens of one answer"),
     "temperature": (float, "0 always takes the most probable token"),
@@ -82,19 +83,25 @@ def add_commands(commands: Commands) -> None:
 
     parser = commands.add_parser("convert", help="write a model as a Hugging Face folder, GGUF or checkpoint")
     parser.add_argument("source", metavar="SRC", help=MODEL)
-    parser.add_argument("target", metavar="DST", help="the folder or .gguf file to write")
-    parser.add_argument("--to", choices=("hf", "gguf", "orbax"), help="default: gguf for *.gguf, else hf")
-    parser.add_argument(
-        "--dtype",
-        help="float32 (default), bfloat16, float16; for GGUF F16 (default), F32, BF16, Q8_0, Q5_1, Q5_0, "
-        "Q4_1, Q4_0",
-    )
+    _add_target(parser)
     parser.add_argument(
         "--verify", action="store_true", help="run both on the same tokens; refuse a difference"
     )
     parser.add_argument("--tolerance", type=float, metavar="NATS", help="largest mean KL (default: by dtype)")
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(run=convert)
+
+    parser = commands.add_parser("lora", help="merge adapters into weights, or write them for peft")
+    ways = parser.add_subparsers(metavar="WAY", required=True)
+    parser = ways.add_parser("merge", help="a model with its adapters in its weights")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
+    _add_target(parser)
+    parser.set_defaults(run=merge)
+    parser = ways.add_parser("export", help="the adapters of a run as a folder that peft loads")
+    parser.add_argument("source", metavar="RUN", help="a run with `lora:`, or one of its checkpoints")
+    parser.add_argument("target", metavar="DST", help="the folder to write")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.set_defaults(run=export_adapter)
 
     parser = commands.add_parser("models", help="families, published sizes, and what each can do")
     parser.add_argument("--json", action="store_true", help="print as JSON")
@@ -202,10 +209,39 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     from hllm_jax.conversion import convert
 
     done = convert(args.source, args.target, args.to, args.dtype, args.verify, args.tolerance)
+    return _shown(args, done)
+
+
+def merge(args: argparse.Namespace) -> dict[str, Any]:
+    """`hllm lora merge MODEL ADAPTER DST`."""
+    from hllm_jax.conversion import merge
+
+    return _shown(args, merge(args.model, args.adapter, args.target, args.to, args.dtype))
+
+
+def export_adapter(args: argparse.Namespace) -> dict[str, Any]:
+    """`hllm lora export RUN DST`."""
+    from hllm_jax.conversion import export_adapter
+
+    return _shown(args, export_adapter(args.source, args.target))
+
+
+def _shown(args: argparse.Namespace, done: dict[str, Any]) -> dict[str, Any]:
     if not args.json:
         for name, value in done.items():
             print(f"{name:16} {value:.3g}" if isinstance(value, float) else f"{name:16} {value}")
     return done
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="DST", help="the folder or .gguf file to write")
+    parser.add_argument("--to", choices=("hf", "gguf", "orbax"), help="default: gguf for *.gguf, else hf")
+    parser.add_argument(
+        "--dtype",
+        help="float32 (default), bfloat16, float16; for GGUF F16 (default), F32, BF16, Q8_0, Q5_1, Q5_0, "
+        "Q4_1, Q4_0",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
 def models(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -223,7 +259,7 @@ def _load(args: argparse.Namespace) -> LanguageModel | Seq2SeqModel:
     from hllm_jax.generation.text_encoder import TextEncoder
 
     print(f"loading {args.model} …", file=sys.stderr, flush=True)
-    loaded = load(args.model, dtype=args.dtype)
+    loaded = load(args.model, args.adapter, args.dtype)
     if isinstance(loaded, TextEncoder):
         raise ValueError(f"{args.model} is an encoder: it makes vectors of texts and writes none")
     return loaded
@@ -233,11 +269,12 @@ def _load_language_model(args: argparse.Namespace) -> LanguageModel:
     from hllm_jax.generation.load import load_language_model
 
     print(f"loading {args.model} …", file=sys.stderr, flush=True)
-    return load_language_model(args.model, dtype=args.dtype)
+    return load_language_model(args.model, args.adapter, args.dtype)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--adapter", metavar="PATH", help=ADAPTER)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="default: f32 on CPU, bf16 elsewhere"
     )

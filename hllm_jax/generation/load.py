@@ -28,30 +28,25 @@ def load(
         model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a `.gguf` file,
             LLaMA in Meta's names (`.pth`), or a registered name (`"smollm2-135m-instruct"`,
             `"all-minilm-l6-v2"`).
-        adapter: must be None: adapters cannot be read yet.
+        adapter: a folder of `peft`'s, or a run with `lora:`, whose adapters are merged into the weights.
         dtype: of weights and computation, "float32" or "bfloat16"; None: float32 on CPU, bfloat16 elsewhere.
 
     Returns:
         A decoder as a `LanguageModel`, an encoder-decoder as a `Seq2SeqModel`, an encoder as a `TextEncoder`.
 
     Raises:
-        ValueError: `model` names nothing that can be loaded, or its files do not fit together; an `adapter`
-            is given; `dtype` is another one.
+        ValueError: `model` names nothing that can be loaded, or its files do not fit together; the `adapter`
+            is one of another model; `dtype` is another one.
     """
     from hllm_jax.interop.sentence_transformers import read_pooling
     from hllm_jax.training.pretrained import open_pretrained
 
-    if adapter is not None:
-        raise ValueError(
-            f"adapter is {str(adapter)!r}, and adapters cannot be read yet: merge it into the weights of its "
-            "base, and load these as the model"
-        )
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16", jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype is {dtype!r}, must be 'float32' or 'bfloat16'")
     kind = cast('Literal["float32", "bfloat16"]', jnp.dtype(dtype).name)
-    opened = open_pretrained(model)
+    opened = open_pretrained(model, adapter)
 
     def place(path: str, array: np.ndarray) -> jax.Array:
         del path
@@ -68,13 +63,17 @@ def load(
     return LanguageModel(config.build(execution), variables, tokenizer)
 
 
-def load_language_model(model: str | os.PathLike[str], dtype: DTypeLike | None = None) -> LanguageModel:
+def load_language_model(
+    model: str | os.PathLike[str],
+    adapter: str | os.PathLike[str] | None = None,
+    dtype: DTypeLike | None = None,
+) -> LanguageModel:
     """`load` where text is to be continued.
 
     Raises:
         ValueError: as `load`; or the model is of another kind.
     """
-    loaded = load(model, dtype=dtype)
+    loaded = load(model, adapter, dtype)
     if not isinstance(loaded, LanguageModel):
         raise ValueError(
             f"{model} is of the kind {loaded.config.architecture}, and only a decoder goes on with a text or "

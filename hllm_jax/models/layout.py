@@ -103,6 +103,21 @@ def stacked_path(path: str, period: int = 1) -> tuple[str, int | None]:
     return f"{side}layers/{block}{rest}", number // period
 
 
+def unrolled_paths(path: str, layers: int, period: int = 1) -> list[str]:
+    """The inverse of `stacked_path`: where the entries of a stacked parameter lie in the unrolled model.
+
+    Args:
+        path: of a parameter, stacked or not.
+        layers: length of its first axis, if it is stacked.
+        period: of the attention pattern.
+    """
+    found = re.fullmatch(r"((?:encoder|decoder)/)?layers/(?:block_(\d+)/)?(.+)", path)
+    if found is None:
+        return [path]
+    first = int(found[2] or 0)
+    return [f"{found[1] or ''}layers_{first + i * period}/{found[3]}" for i in range(layers)]
+
+
 def flat_unrolled(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Every parameter of a tree, stacked or not, by its path in the unrolled model."""
     tree: Any = dict(params)

@@ -29,6 +29,8 @@ PARAMETER_AXES = (
     "positions",
     "buckets",
     "classes",
+    "adapters",
+    "rank",
 )
 
 #: Axes of activations: set by `constrain`.
@@ -106,6 +108,21 @@ def parameter(
         assert whole.shape == shape, (name, whole.shape, shape)
         return whole
     return cast("jax.Array", module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype))
+
+
+def variable(
+    module: nn.Module, collection: str, name: str, axes: tuple[str, ...], dtype: DTypeLike
+) -> jax.Array:
+    """A variable of another collection than `params`, made outside of the model (`nn/adapters.py`).
+
+    Args:
+        module: the Linen module; it has the variable.
+        collection, name: of the variable.
+        axes: as of `parameter`.
+        dtype: it is used in.
+    """
+    value, fetch = module.get_variable(collection, name), _FETCH.get()
+    return cast("jax.Array", value).astype(dtype) if fetch is None else fetch(value, axes, dtype)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hllm_jax.nn.adapters import adapt_rows, has_adapter
 from hllm_jax.nn.axes import parameter
 from hllm_jax.nn.linear import table_product
 
@@ -28,7 +29,8 @@ class Embed(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int `[B, L]` -> `[B, L, D]`; an id outside the vocabulary gives NaN, not another word."""
-        return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+        x = jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+        return adapt_rows(self, tokens, x) if has_adapter(self) else x
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[B, L, D]` -> float32 logits `[B, L, V]`, multiplied in `dtype`, summed in float32."""

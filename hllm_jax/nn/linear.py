@@ -1,6 +1,6 @@
 """The one linear map: every weight that multiplies an activation is created here.
 
-Adapters and quantised weights are put around `Linear.__call__` (an interceptor); no layer above knows them.
+Adapters are applied here, where the variables hold one (`nn/adapters.py`); no layer above knows them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hllm_jax.nn.adapters import adapt, has_adapter, whole_matrix
 from hllm_jax.nn.axes import parameter
 from hllm_jax.nn.target import target_platform
 
@@ -57,14 +58,25 @@ class Linear(nn.Module):
         # Two plain matrices: the form every backend has a fast path for.
         lead = x.shape[: x.ndim - len(self.inputs)]
         flat = x.astype(self.dtype).reshape(*_rows(lead), math.prod(self.inputs))
-        y = product(flat, self.matrix(), self.result_dtype)
+        matrix = self._matrix()
+        y = product(flat, matrix, self.result_dtype)
+        if has_adapter(self):
+            rows = flat.reshape(*lead, flat.shape[-1])
+            y = adapt(self, rows, y.reshape(*lead, y.shape[-1]), matrix, self._ends()).reshape(y.shape)
         if self.use_bias:
             y = y + self.bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         return y.reshape(*lead, *self.outputs)
 
     def matrix(self) -> jax.Array:
-        """The kernel as it multiplies: `[I, O]` in `dtype`."""
+        """The kernel as it multiplies, with its adapter: `[I, O]` in `dtype`."""
+        matrix = self._matrix()
+        return whole_matrix(self, matrix, self._ends()) if has_adapter(self) else matrix
+
+    def _matrix(self) -> jax.Array:
         return self.kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
+
+    def _ends(self) -> tuple[str, str]:
+        return self.axes[0], self.axes[len(self.inputs)]
 
 
 def product(x: jax.Array, matrix: jax.Array, result_dtype: DTypeLike | None = None) -> jax.Array:

@@ -16,6 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from hllm_jax.models.layout import init_variables
+from hllm_jax.models.lora import LoRAConfig, is_adapter, measure_columns, with_adapters
+from hllm_jax.nn.adapters import COLLECTION
 from hllm_jax.nn.target import compiling_for
 from hllm_jax.parallel.gather import Gathering
 from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
@@ -59,7 +61,8 @@ class Layout:
         rules: from `make_rules`.
         model: Linen module whose `init(key, tokens)` makes the variables.
         optimizer: anything with `init(params)`; None for a state that is only evaluated.
-        trainable: predicate over variable paths.
+        trainable: predicate over variable paths; None: everything, or the adapters where there are some.
+        adapters: low-rank adapters beside the model's weights.
 
     Attributes:
         abstract_state: `TrainState` of `jax.ShapeDtypeStruct` that carry their sharding.
@@ -77,12 +80,15 @@ class Layout:
         rules: Rules,
         model: nn.Module,
         optimizer: HasInit | None,
-        trainable: Predicate = everything,
+        trainable: Predicate | None = None,
+        adapters: LoRAConfig | None = None,
     ) -> None:
         self.mesh = mesh
         self.rules = rules
         self.model = model
         self.optimizer = optimizer
+        self.adapters = adapters
+        trainable = trainable or (is_adapter if adapters else everything)
         self.trainable = trainable
         self.platform: str = mesh.devices.flat[0].platform
         self._once = COMPILED_ONCE.get(self.platform)
@@ -132,7 +138,7 @@ class Layout:
             seed: of the initial weights and of the state's `rng`. The weights do not depend on the mesh.
             load: initial weights instead: the tree of the collection `params` (NumPy or JAX arrays), or what
                 makes it, handing each parameter to a function that puts it on its devices at once.
-            fresh: variables that come from the seed although others are loaded (a new head).
+            fresh: variables that come from the seed although others are loaded (a new head); adapters do too.
 
         Raises:
             LayoutError: `load` has other names or shapes than the rest of the model.
@@ -151,7 +157,8 @@ class Layout:
             return jax.jit(begin, out_shardings=self.shardings, compiler_options=self._once)(rng)
         given = {"params": load(self._put) if callable(load) else load}
         wanted = flatten(self.abstract_state.variables)
-        if new := {path: leaf.sharding for path, leaf in wanted.items() if fresh(path)}:
+        new = {p: leaf.sharding for p, leaf in wanted.items() if fresh(p) or p[0] == COLLECTION}
+        if new:
 
             def only_new(rng: jax.Array) -> dict[Path, jax.Array]:
                 # What is drawn for the others is not used, and so not computed.
@@ -176,6 +183,21 @@ class Layout:
             what="the weights to load",
         )
         return unflatten({path: _on_devices(given[path], want) for path, want in wanted.items()})
+
+    def place_frozen(self, load: Load) -> dict[str, jax.Array]:
+        """The frozen parameters by path, each on its devices as soon as it is read.
+
+        Raises:
+            LayoutError: names or shapes are not those of the model.
+        """
+        given = flatten(load(self._put))
+        wanted = flatten(self.abstract_state.frozen["params"])
+        compare(
+            {"/".join(p): tuple(x.shape) for p, x in given.items()},
+            {"/".join(p): tuple(x.shape) for p, x in wanted.items()},
+            what="the weights to load",
+        )
+        return {"/".join(path): _on_devices(given[path], want) for path, want in wanted.items()}
 
     def _put(self, path: str, array: np.ndarray) -> Any:
         """A parameter on its devices; one that is not the model's stays, for `place` to refuse it."""
@@ -259,9 +281,14 @@ class Layout:
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _variables(self, key: jax.Array) -> Any:
-        return init_variables(self.model, key)
+        variables = init_variables(self.model, key)
+        if self.adapters is None:
+            return variables
+        return with_adapters(self.adapters, variables, jax.random.fold_in(key, 1))
 
     def _state(self, variables: Tree, rng: jax.Array) -> TrainState:
+        if self.adapters is not None and self.adapters.dora:
+            variables = measure_columns(variables)
         trainable, frozen = split(variables, self.trainable)
         return TrainState(
             step=jnp.zeros((), jnp.int32),

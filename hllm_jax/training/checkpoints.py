@@ -1,7 +1,7 @@
 """Checkpoints: the one place that knows Orbax.
 
     checkpoints/00000020/saving.json     written first: this folder is ours
-    checkpoints/00000020/arrays/…        Orbax: `trainable`, `frozen`, `optimizer`
+    checkpoints/00000020/arrays/…        Orbax: `trainable`, `frozen` (without a base), `optimizer`
     checkpoints/00000020/manifest.json   written last: what is in it; a step without it was never saved
 
 No file points at the newest step, so none can point at one that is half written. Only folders with our own
@@ -23,11 +23,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from hllm_jax.parallel.layout import Layout, LayoutError, compare
+from hllm_jax.parallel.layout import Layout, LayoutError, Load, compare
 from hllm_jax.parallel.state import TrainState, Tree, flatten, unflatten
 
 FORMAT = "hllm_jax checkpoint 1"
 MANIFEST, MARK, ARRAYS = "manifest.json", "saving.json", "arrays"
+
+#: What the names of frozen parameters begin with.
+BASE = "frozen/params/"
 
 
 class CheckpointError(RuntimeError):
@@ -40,7 +43,8 @@ class Manifest:
 
     Attributes:
         step: updates done.
-        facts: of the run: `tokens` seen, `model` (spec), `tokenizer`, `data` (fingerprints).
+        facts: of the run: `tokens` seen, `model` (spec), `tokenizer`, `data` (fingerprints); `base` where the
+            frozen parameters are those of another model, which are not in here.
         arrays: name -> [shape, dtype], names as in `trainable/params/embed/embedding`.
         files: path below the checkpoint -> [bytes, CRC-32].
         metrics: of evaluations at this step.
@@ -98,12 +102,15 @@ class Checkpoints:
         """The folder of a step."""
         return self.folder / f"{step:08d}"
 
-    def restore(self, layout: Layout, step: int | None = None) -> tuple[TrainState, Manifest]:
+    def restore(
+        self, layout: Layout, step: int | None = None, base: Load | None = None
+    ) -> tuple[TrainState, Manifest]:
         """The state of a step on the mesh of `layout`, whatever mesh it was saved on.
 
         Args:
             layout: where the arrays go; the saved names, shapes and dtypes must be those of its state.
             step: default the newest.
+            base: reads the frozen parameters, where the checkpoint leaves them to their own model.
 
         Raises:
             CheckpointError: no such step; damaged; weights only; of another model or optimizer.
@@ -112,6 +119,8 @@ class Checkpoints:
         folder = self.path(step)
         manifest = read_manifest(folder)
         wanted = items(layout.abstract_state)
+        if "base" in manifest.facts:
+            wanted = without_base(wanted)
         if not any(name.startswith("optimizer/") for name in manifest.arrays):
             raise CheckpointError(
                 f"{folder} holds weights only, no optimizer state: it cannot be resumed. "
@@ -123,6 +132,9 @@ class Checkpoints:
             raise CheckpointError(str(error)) from None
         verify(folder, manifest)
         flat = load(folder, wanted)
+        if "base" in manifest.facts:
+            assert base is not None, "the frozen parameters are not in the checkpoint"
+            flat |= {f"{BASE}{path}": leaf for path, leaf in layout.place_frozen(base).items()}
         return rebuild(layout.abstract_state, flat), manifest
 
     def _choose(self, step: int | None) -> int:
@@ -142,7 +154,7 @@ class Checkpoints:
 
         Args:
             state: its `step` names the checkpoint.
-            facts: for the manifest; values that JSON can hold.
+            facts: for the manifest; values that JSON can hold. With `base` no frozen parameters are saved.
             weights_only: leave the optimizer out; what is saved can be loaded and not resumed.
 
         Returns:
@@ -158,7 +170,7 @@ class Checkpoints:
         folder = self.path(step)
         if (folder / MANIFEST).is_file():
             return False
-        arrays = items(state)
+        arrays = without_base(items(state)) if "base" in facts else items(state)
         if weights_only:
             arrays = {name: leaf for name, leaf in arrays.items() if not name.startswith("optimizer/")}
         try:
@@ -287,6 +299,11 @@ def items(state: TrainState) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
         named["optimizer/state/" + "/".join(_key(entry) for entry in path)] = leaf
     return named | {"optimizer/step": state.step, "optimizer/rng": state.rng}
+
+
+def without_base(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a state whose frozen parameters are those of a base, without these."""
+    return {name: leaf for name, leaf in named.items() if not name.startswith(BASE)}
 
 
 def rebuild(like: TrainState, named: Mapping[str, Any]) -> TrainState:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hllm_jax.data.config import DataConfig
     from hllm_jax.data.objective import ObjectiveConfig
     from hllm_jax.models.config import ModelConfig
+    from hllm_jax.models.lora import LoRAConfig
 
 
 @config
@@ -315,14 +316,18 @@ def check_sections(
     objective: ObjectiveConfig | None = None,
     data: DataConfig | None = None,
     log: LogConfig | None = None,
+    lora: LoRAConfig | None = None,
 ) -> None:
     """Refuse sections that do not go together; for the `__post_init__` of a recipe's config.
 
     Raises:
         Invalid: a schedule that does not fit into the steps, rows longer than the model's `max_length`, an
-            objective for another kind of model, or for other data.
+            objective for another kind of model, or for other data, adapters of nothing.
     """
     problems: list[tuple[str, str]] = []
+    if lora is not None and model.load is None:
+        message = "adapters change a model that is there: give model.load, or remove this section"
+        problems.append(("lora", message))
     if train.steps is not None and (found := schedule_problem(schedule, train.steps)):
         problems.append((f"schedule.{found[0]}", found[1]))
     longest = None if model.load is not None else model.spec().max_length

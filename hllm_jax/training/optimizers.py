@@ -16,7 +16,7 @@ from hllm_jax.training.config import OptimizerConfig, ScheduleConfig
 from hllm_jax.training.schedules import Schedule, make_schedule
 
 #: Last names of variables that are vectors even when a scan has stacked them into a matrix.
-VECTORS = ("scale", "bias")
+VECTORS = ("scale", "bias", "magnitude")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,14 @@ from hllm_jax.interop.models import Place, open_model
 from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.models.config import ModelConfig
 from hllm_jax.models.layout import Model, is_stacked, stack_layers, unstack_layers
+from hllm_jax.models.lora import LoRAConfig
 from hllm_jax.models.spec import Spec, spec_from_dict, spec_to_dict
 from hllm_jax.parallel.layout import Load
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.tokenizers import load_tokenizer
 from hllm_jax.tokenizers.errors import NoTokenizer
 from hllm_jax.tokenizers.tokenizer import Tokenizer
+from hllm_jax.training.adapters import Base, adapter_of, read_adapter, with_adapter
 from hllm_jax.training.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -62,27 +64,46 @@ class OpenPretrained(NamedTuple):
     read: Callable[[bool | None, Place | None], dict[str, Any]]
 
 
-def load_pretrained(model: str | os.PathLike[str] | Source, scan_layers: bool | None = None) -> Pretrained:
+def load_pretrained(
+    model: str | os.PathLike[str] | Source,
+    scan_layers: bool | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Pretrained:
     """The architecture, weights (NumPy arrays) and tokenizer of any MODEL.
 
     Args:
         model: a run folder (its newest checkpoint), a checkpoint, a Hugging Face folder, a GGUF file, LLaMA
             in Meta's names or a registered name.
         scan_layers: whether the layers come stacked; None as they are stored.
+        adapter: see `open_pretrained`.
 
     Raises:
         CheckpointError: a run without a checkpoint, a damaged one, or a tokenizer that is not its own.
         UnknownModel: `model` names nothing.
     """
-    opened = open_pretrained(model)
+    opened = open_pretrained(model, adapter)
     return Pretrained(opened.config, opened.read(scan_layers, None), opened.tokenizer)
 
 
-def open_pretrained(model: str | os.PathLike[str] | Source) -> OpenPretrained:
+def open_pretrained(
+    model: str | os.PathLike[str] | Source, adapter: str | os.PathLike[str] | None = None
+) -> OpenPretrained:
     """All of a MODEL but its weights, which are read when they are asked for, tensor by tensor.
 
-    Arguments and errors as `load_pretrained`.
+    A run with `lora:` is a model too: its base, with its adapters merged into each weight as it is read.
+
+    Args:
+        model: see `load_pretrained`.
+        adapter: a folder of `peft`'s or a run with `lora:`; its adapters are merged in the same way.
+
+    Raises:
+        LoRAError: no adapters, or those of another model (some of it only when the weights are read).
+        ValueError: otherwise as `load_pretrained`.
     """
+    if adapter is not None:
+        opened = open_pretrained(model)
+        config, found = opened.config, read_adapter(adapter, opened.config)
+        return opened._replace(read=with_adapter(opened.read, config, found, str(model)))
     source = model if isinstance(model, Source) else resolve(model)
     if source.run is None:
         published = open_model(source)
@@ -94,6 +115,15 @@ def open_pretrained(model: str | os.PathLike[str] | Source) -> OpenPretrained:
     folder = checkpoint_of(source)
     manifest = read_manifest(folder)
     config = spec_of(folder, manifest)
+    own = _own_tokenizer(source.run / "tokenizer", folder, manifest)
+    if (base := manifest.facts.get("base")) is not None:
+        try:
+            opened = open_pretrained(base["load"])
+        except ValueError as error:
+            raise CheckpointError(f"{folder} holds adapters, and their base is not there: {error}") from None
+        return OpenPretrained(
+            config, own, with_adapter(opened.read, config, adapter_of(folder, manifest), base["load"])
+        )
 
     def read_own(scan_layers: bool | None, place: Place | None) -> dict[str, Any]:
         params = with_layers(read_variables(folder)["params"], config, scan_layers)
@@ -104,7 +134,7 @@ def open_pretrained(model: str | os.PathLike[str] | Source) -> OpenPretrained:
         del params
         return unflatten_dict({path: place(path, flat.pop(path)) for path in list(flat)}, sep="/")
 
-    return OpenPretrained(config, _own_tokenizer(source.run / "tokenizer", folder, manifest), read_own)
+    return OpenPretrained(config, own, read_own)
 
 
 def _own_tokenizer(path: Path, folder: Path, manifest: Manifest) -> Tokenizer | None:
@@ -165,7 +195,12 @@ class Beginning(NamedTuple):
     params: Load | None
 
 
-def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] | None = None) -> Beginning:
+def begin(
+    run: Run,
+    model: ModelConfig,
+    make_tokenizer: Callable[[], Tokenizer] | None = None,
+    adapters: LoRAConfig | None = None,
+) -> Beginning:
     """Tokenizer, model and initial weights of a run, new or resumed.
 
     A model that is loaded brings its tokenizer. A run that is resumed has both in its own folder, so what it
@@ -175,6 +210,8 @@ def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] 
         run: its folder keeps the tokenizer.
         model: the `model` section.
         make_tokenizer: for fresh weights.
+        adapters: what is trained is these; the weights of `model.load` are their base, which is read again
+            where the run is resumed.
     """
 
     def make() -> Tokenizer:
@@ -185,6 +222,8 @@ def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] 
         folder = run.checkpoints.path(run.resumed)
         tokenizer = run.tokenizer(make)
         saved = spec_of(folder, read_manifest(folder)) if model.load is not None else None
+        if adapters is not None and model.load is not None:
+            run.base = Base(model.load, open_pretrained(model.load), model.scan_layers)
         return Beginning(tokenizer, model.build(tokenizer.vocab_size, loaded=saved), None)
     if model.load is None:
         tokenizer = run.tokenizer(make)
@@ -197,6 +236,9 @@ def begin(run: Run, model: ModelConfig, make_tokenizer: Callable[[], Tokenizer] 
     own = loaded.tokenizer
     tokenizer = run.tokenizer(lambda: own)
     built = model.build(tokenizer.vocab_size, loaded=loaded.config)
+    if adapters is not None:
+        run.base = Base(model.load, loaded, model.scan_layers)
+        return Beginning(tokenizer, built, run.base)
     return Beginning(tokenizer, built, functools.partial(loaded.read, model.scan_layers))
 
 

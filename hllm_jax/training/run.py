@@ -23,6 +23,7 @@ from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 from hllm_jax.training import platform
+from hllm_jax.training.adapters import Base
 from hllm_jax.training.checkpoints import CheckpointError, Checkpoints, write_json
 from hllm_jax.training.metrics import MetricsFile
 
@@ -66,6 +67,7 @@ class Run:
         metrics: `metrics.jsonl`, open once `restore` has said where the run goes on.
         console: where progress is printed (standard error).
         facts: what every checkpoint's manifest says of the run.
+        base: the weights that adapters stand on, which are in no checkpoint; None where there are none.
     """
 
     def __init__(self, config: Any, folder: Path, lock: Any) -> None:
@@ -74,6 +76,7 @@ class Run:
         self.console = console_of(folder)
         self.distributed: DistributedConfig = getattr(config, "distributed", None) or DistributedConfig()
         self.facts: dict[str, Any] = {}
+        self.base: Base | None = None
         self.tokens = 0
         self._lock = lock
         self._known: dict[str, Any] = {}
@@ -155,6 +158,7 @@ class Run:
             "tokenizer": tokenizer.fingerprint,
             "data": data.fingerprint,
             "model": spec_to_dict(model),
+            **({"base": self.base.facts} if self.base is not None else {}),
             **more,
         }
         same = {"tokenizer": tokenizer.fingerprint, "data": data.fingerprint}
@@ -179,15 +183,16 @@ class Run:
         `metrics.jsonl` is cut back to where the run goes on.
 
         Raises:
-            CheckpointError: damaged, of another shape, or written with another tokenizer or other data.
+            CheckpointError: damaged, of another shape, or written with another tokenizer, other data or
+                another base.
         """
         if self.resumed is None:
             self._metrics = self.lines("metrics.jsonl")
             return None
-        state, manifest = self.checkpoints.restore(layout, self.resumed)
+        state, manifest = self.checkpoints.restore(layout, self.resumed, self.base)
         remedy = "run.allow_changes=true goes on all the same, another run.dir starts anew"
-        for name in ("tokenizer", "data"):
-            then, now = manifest.facts.get(name), self.facts.get(name)
+        for name in ("tokenizer", "data", "base"):
+            then, now = (_fingerprint(facts.get(name)) for facts in (manifest.facts, self.facts))
             if then is not None and now is not None and then != now and not self.config.run.allow_changes:
                 raise CheckpointError(
                     f"{self.checkpoints.path(self.resumed)} was trained with another {name} "
@@ -299,6 +304,11 @@ class Run:
     def _write_known(self) -> None:
         if platform.is_coordinator():
             write_json(self.folder / "run.json", self._known)
+
+
+def _fingerprint(fact: Any) -> Any:
+    """A fact as it is compared: a base is known by its weights, wherever they lie."""
+    return fact.get("fingerprint") if isinstance(fact, Mapping) else fact
 
 
 def free(key: str, patterns: tuple[str, ...]) -> bool:

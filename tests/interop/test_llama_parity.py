@@ -81,8 +81,8 @@ def test_logits_of_smollm2_dequantised(tmp_path: Path) -> None:
     rows = [name.removeprefix("tokens/") for name in recorded if name.startswith("tokens/")]
     assert len(rows) == 4
     # Logits reach 38 here and the residual stream 25,000: float32 itself is worth 1e-4 at the worst places
-    # (docstring of `nn.linear.product`), hence the precision that `LanguageModel.logits` uses too, and what was
-    # recorded is float64.
+    # (docstring of `nn.linear.product`), hence the precision that `LanguageModel.logits` uses too, and
+    # what was recorded is float64.
     with jax.default_matmul_precision("highest"):
         for row in rows:
             logits = apply(published.params, recorded[f"tokens/{row}"])

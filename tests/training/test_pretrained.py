@@ -10,11 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from hllm_jax.models.layout import is_stacked
+from hllm_jax.conversion import export_adapter, merge
+from hllm_jax.models.layout import is_stacked, unstack_layers
+from hllm_jax.models.lora import LoRAError, merge_adapters
 from hllm_jax.recipes import load_run_config
 from hllm_jax.testing.corpora import write_conversations, write_documents
 from hllm_jax.tokenizers import load_tokenizer
 from hllm_jax.training import CheckpointError, load_pretrained
+from hllm_jax.training.checkpoints import read_manifest
 from hllm_jax.training.metrics import read_lines
 
 SMALL = (
@@ -113,3 +116,74 @@ def test_a_run_without_a_checkpoint_says_so(base: Path, tmp_path: Path) -> None:
     shutil.copy(base / "config.yaml", tmp_path / "config.yaml")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         load_pretrained(tmp_path)
+
+
+def tuned_with_adapters(base: Path, folder: Path, *more: str) -> Any:
+    chats = write_conversations(folder.parent / "chats.jsonl", 40)
+    return run(
+        "sft/tiny",
+        *(each for each in SMALL if not each.startswith(("model.decoder", "tokenizer"))),
+        f"run.dir={folder}",
+        f"model.load={base}",
+        "base=null",
+        "data.overlong=truncate",
+        "schedule.peak=0.01",
+        f"data.sources=[{{path: {chats}}}]",
+        "lora={rank: 2, dora: true, dropout: 0.1}",
+        *more,
+    )
+
+
+def test_adapters_train_alone_and_their_run_is_a_model(base: Path, tmp_path: Path) -> None:
+    state = tuned_with_adapters(base, tmp_path / "run")
+    before = load_pretrained(base).params
+    jax.tree.map(np.testing.assert_array_equal, state.frozen["params"], before)
+    trained = jax.tree.leaves(state.trainable)
+    assert {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state.trainable)} == {
+        "a",
+        "b",
+        "magnitude",
+    }
+    assert all(np.abs(leaf).max() > 0 for leaf in trained)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert moments == 2 * sum(leaf.size for leaf in trained)
+    arrays = read_manifest(tmp_path / "run" / "checkpoints" / "00000004").arrays
+    assert not any(name.startswith("frozen/params") for name in arrays)
+
+    # The run is the base with its adapters merged; so is the base with the adapters of the run.
+    merged = merge_adapters(jax.device_get(state.variables))
+    alone, beside = load_pretrained(tmp_path / "run"), load_pretrained(base, adapter=tmp_path / "run")
+    for loaded in (alone, beside, load_pretrained(tmp_path / "run", scan_layers=True)):
+        params = unstack_layers(loaded.params) if is_stacked(loaded.params) else loaded.params
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), params, merged)
+    assert not np.allclose(
+        merged["layers_0"]["mlp"]["up"]["kernel"], before["layers_0"]["mlp"]["up"]["kernel"]
+    )
+
+    # As a folder of peft's, and back.
+    export_adapter(tmp_path / "run", tmp_path / "peft")
+    again = load_pretrained(base, adapter=tmp_path / "peft").params
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), again, merged)
+    done = merge(base, tmp_path / "peft", tmp_path / "merged")
+    assert done["max_difference"] < 1e-4
+    with pytest.raises(LoRAError, match="holds no adapters"):
+        load_pretrained(base, adapter=base)
+
+
+def test_a_run_of_adapters_goes_on_bit_for_bit_and_on_its_own_base_only(base: Path, tmp_path: Path) -> None:
+    own, folder = tmp_path / "base", tmp_path / "parts"
+    shutil.copytree(base, own)
+    whole = tuned_with_adapters(own, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", folder)
+    shutil.rmtree(folder / "checkpoints" / "00000004")
+    resumed = tuned_with_adapters(own, folder)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+    shutil.rmtree(own / "checkpoints" / "00000004")
+    with pytest.raises(LoRAError, match="trained on other weights than those of"):
+        load_pretrained(own, adapter=tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="with another base"):
+        tuned_with_adapters(own, folder, "train.steps=6")
+    shutil.rmtree(own)
+    with pytest.raises(CheckpointError, match="holds adapters, and their base is not there"):
+        load_pretrained(tmp_path / "whole")

@@ -1,0 +1,319 @@
+"""Adapters of a model: which of its weights get one, how it begins, and how it goes into the weights.
+
+The section `lora:` of a training config, and functions over the two collections `params` and `lora`
+(`nn/adapters.py` says what lies in the second). Adapters begin as nothing: B is zero, so the model with fresh
+adapters is the model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hllm_jax.config.declare import Invalid, config
+from hllm_jax.nn.adapters import COLLECTION, TRAINED, column_norms
+
+Tree = dict[str, Any]
+
+_LAYER = re.compile(
+    r"(?P<side>(?:encoder|decoder)/)?(?P<layer>layers(?:_\d+|/block_\d+)?|shared_layer)/(?P<rest>.+)"
+)
+
+
+class LoRAError(ValueError):
+    """Adapters that this model cannot have, or that are not of this model."""
+
+
+@config
+class LoRAConfig:
+    """The `lora:` section: train low-rank adapters, and leave the weights as they are.
+
+    Attributes:
+        rank: r; columns of A and rows of B.
+        alpha: the change is scaled by alpha / rank.
+        targets: names of weights, `*` stands for anything: `attention/query`, `mlp/*`, `head`, `embed`. What
+            a name means is the same in every layer. `hllm inspect CONFIG` shows the names.
+        rslora: scale by alpha / √rank instead (Kalajdzievski 2023).
+        dora: also train the length of each column (Liu et al. 2024).
+        dropout: share of the input that an adapter does not see in training.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("attention/*", "mlp/*")
+    rslora: bool = False
+    dora: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        Invalid.check(
+            [
+                (self.rank < 1, "rank", f"{self.rank}: at least 1"),
+                (self.alpha <= 0, "alpha", f"{self.alpha}: above 0"),
+                (not self.targets, "targets", "name at least one weight, as in attention/query or mlp/*"),
+                (not 0 <= self.dropout < 1, "dropout", f"{self.dropout}: at least 0 and below 1"),
+            ]
+        )
+
+    @property
+    def scale(self) -> float:
+        """What the product A·B is multiplied with."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class Target(NamedTuple):
+    """A weight that can have an adapter.
+
+    Attributes:
+        name: the same in every layer, as `targets` say it: `attention/query`.
+        module: path of its module in this tree: `layers_3/attention/query`.
+        axes: names of the axes of its kernel, without those of a scan.
+        shape: the same of its shape.
+        layers: how many are stacked; None: it is no stack.
+        first, step: layer i of the stack is layer `first + i·step` of the model.
+    """
+
+    name: str
+    module: str
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    layers: int | None
+    first: int
+    step: int
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is looked up (an embedding), not multiplied."""
+        return self.axes == ("vocab", "embed")
+
+    @property
+    def cut(self) -> int:
+        """How many of the axes of the kernel are its input."""
+        return 2 if self.axes[0] in ("heads", "kv_heads") else 1
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Sizes of the weight as one matrix: inputs and outputs."""
+        return math.prod(self.shape[: self.cut]), math.prod(self.shape[self.cut :])
+
+
+def begin_adapters(config: LoRAConfig, boxed: Mapping[str, Any], key: jax.Array) -> Tree:
+    """Fresh adapters, boxed with the names of their axes; the same numbers in either layout of the layers.
+
+    A is uniform as PyTorch draws a linear layer, `U(±1/√I)`, and B zero; for embeddings A is zero and
+    B normal (as `peft` begins them). The `magnitude` of DoRA is the length of the columns of the weights.
+
+    Args:
+        config: the section.
+        boxed: the tree under `params`, boxed (`init_variables`): arrays or their shapes.
+        key: of the random numbers.
+
+    Raises:
+        LoRAError: a target that no weight has, or a weight that cannot have an adapter.
+    """
+    flat: dict[str, Any] = flatten_dict(dict(boxed), sep="/")
+    leaves: dict[str, Any] = {}
+    for target in chosen(config.targets, targets(boxed)):
+        rows, columns = target.matrix
+        lead = () if target.layers is None else (target.layers,)
+        layered = () if target.layers is None else ("layers",)
+        drawn = _draws(target, jax.random.fold_in(key, zlib.crc32(target.name.encode())))
+        ends = (target.axes[0], target.axes[target.cut])
+        if target.is_table:
+            a = jnp.zeros((*lead, rows, config.rank))
+            b = drawn(jax.random.normal, (config.rank, columns))
+        else:
+            a = (2 * drawn(jax.random.uniform, (rows, config.rank)) - 1) / math.sqrt(rows)
+            b = jnp.zeros((*lead, config.rank, columns))
+        made: dict[str, tuple[jax.Array, tuple[str, ...]]] = {
+            "a": (a, (*layered, ends[0], "rank")),
+            "b": (b, (*layered, "rank", ends[1])),
+            "scale": (jnp.full(lead, config.scale, jnp.float32), layered),
+        }
+        if config.dropout:
+            made["dropout"] = (jnp.full(lead, config.dropout, jnp.float32), layered)
+        if config.dora:
+            if target.is_table:
+                raise LoRAError(f"lora.targets: {target.name} is an embedding, which DoRA has no norm for")
+            weight = meta.unbox(flat[f"{target.module}/kernel"]).reshape(*lead, rows, columns)
+            made["magnitude"] = (column_norms(weight), (*layered, ends[1]))
+        leaves |= {
+            f"{target.module}/{name}": nn.LogicallyPartitioned(value, axes)
+            for name, (value, axes) in made.items()
+        }
+    return unflatten_dict(leaves, sep="/")
+
+
+def is_adapter(path: tuple[str, ...]) -> bool:
+    """The predicate of what trains where there are adapters: they alone (`parallel.state.Predicate`)."""
+    return path[0] == COLLECTION and path[-1] in TRAINED
+
+
+def measure_columns(variables: Mapping[str, Any]) -> Tree:
+    """The same variables, the `magnitude` of DoRA as the weights say that are there now."""
+    adapters: dict[str, Any] = flatten_dict(dict(variables[COLLECTION]), sep="/")
+    params: dict[str, Any] = flatten_dict(dict(variables["params"]), sep="/")
+    for path, leaf in adapters.items():
+        module, _, name = path.rpartition("/")
+        if name == "magnitude":
+            weight = params[f"{module}/kernel"]
+            rows = math.prod(weight.shape) // math.prod(leaf.shape)
+            norms = column_norms(weight.reshape(*leaf.shape[:-1], rows, leaf.shape[-1]))
+            adapters[path] = norms.astype(leaf.dtype)
+    return {**variables, COLLECTION: unflatten_dict(adapters, sep="/")}
+
+
+def targets(boxed: Mapping[str, Any]) -> list[Target]:
+    """Every weight of a boxed tree `params` that can have an adapter."""
+    flat: dict[str, Any] = flatten_dict(dict(boxed), sep="/")
+    found: list[Target] = []
+    blocks = {match[0] for path in flat if (match := re.match(r"(?:.*/)?layers/block_\d+", path))}
+    for path, box in flat.items():
+        module, _, name = path.rpartition("/")
+        axes = tuple(nn.get_partition_spec(box) or ())
+        shape = tuple(meta.unbox(box).shape)
+        layers, first, step = None, 0, 1
+        if axes[:1] == ("layers",):
+            layers, axes, shape = shape[0], axes[1:], shape[1:]
+            step = sum(key.startswith(module.partition("/block_")[0] + "/block_") for key in blocks) or 1
+        match = _LAYER.fullmatch(module)
+        if match and (number := re.search(r"\d+", match["layer"])):
+            first = int(number[0])
+        if axes[:1] != ("experts",) and (name == "kernel" or axes == ("vocab", "embed")):
+            side = (match["side"] or "") + match["rest"] if match else module
+            found.append(Target(side, module, axes, shape, layers, first, step))
+    return found
+
+
+def chosen(patterns: Sequence[str], found: Sequence[Target]) -> list[Target]:
+    """Those of the weights that patterns name.
+
+    Raises:
+        LoRAError: a pattern that names none of them, with the names there are.
+    """
+    taken: dict[str, Target] = {}
+    for pattern in patterns:
+        these = [t for t in found if fnmatch.fnmatchcase(t.name, pattern)]
+        if not these:
+            names = ", ".join(sorted({t.name for t in found}))
+            raise LoRAError(f"lora.targets: {pattern!r} names no weight of this model; there are: {names}")
+        taken |= {t.module: t for t in these}
+    if "embed" in taken and not any(t.name == "head" for t in found):
+        raise LoRAError(
+            "lora.targets: 'embed' is the head of this model too (tied), and an adapter would change "
+            "only one of the two: leave it out, or start from a model with a head of its own"
+        )
+    return list(taken.values())
+
+
+def merge_adapters(variables: Mapping[str, Any]) -> Tree:
+    """The tree `params` with the adapters in it: `W + s·A·B`, in the dtype of the weights.
+
+    Raises:
+        LoRAError: several adapters, or a tied embedding.
+    """
+    return _moved(variables, 1.0)
+
+
+def unmerge_adapters(variables: Mapping[str, Any]) -> Tree:
+    """The inverse of `merge_adapters`, up to rounding: the tree `params` without what the adapters added.
+
+    Raises:
+        LoRAError: DoRA, whose weights do not say what they were before; or as `merge_adapters`.
+    """
+    if any(path[-1] == "magnitude" for path in flatten_dict(dict(variables[COLLECTION]))):
+        raise LoRAError("merged DoRA weights do not say what they were: keep the base and load it again")
+    return _moved(variables, -1.0)
+
+
+def merge_matrix(weight: Any, a: Any, b: Any, scale: Any, magnitude: Any = None) -> Any:
+    """One weight with its adapter in it, in its shape and dtype; computed in float32.
+
+    Args:
+        weight: a kernel or a table, of I·O numbers, or a stack of them; JAX or NumPy, as the rest.
+        a, b, scale, magnitude: `[…, I, r]`, `[…, r, O]`, `[…]`, `[…, O]`.
+    """
+    matrix = weight.astype("float32").reshape(*a.shape[:-1], b.shape[-1])
+    merged = matrix + scale[..., None, None] * (a.astype("float32") @ b.astype("float32"))
+    if magnitude is not None:
+        merged = merged * (magnitude / (merged * merged).sum(axis=-2) ** 0.5)[..., None, :]
+    return merged.reshape(weight.shape).astype(weight.dtype)
+
+
+def stack_adapters(adapters: Sequence[Mapping[str, Any]]) -> Tree:
+    """Several adapters of one model as one collection with an axis of adapters; ranks are padded with zeros.
+
+    `nn.adapters.select` gives each row of a batch its own. One that leaves a weight alone is zero there.
+
+    Args:
+        adapters: collections `lora` without boxes, in the same layout of the layers.
+
+    Raises:
+        LoRAError: one of them is DoRA.
+    """
+    flat: list[dict[str, Any]] = [flatten_dict(dict(each), sep="/") for each in adapters]
+    modules = {path.rpartition("/")[0] for each in flat for path in each}
+    if any(path.endswith("/magnitude") for each in flat for path in each):
+        raise LoRAError("DoRA changes the weights themselves: its adapters cannot be mixed in one batch")
+    leaves: dict[str, Any] = {}
+    for module in sorted(modules):
+        having = [each for each in flat if f"{module}/a" in each]
+        rank = max(each[f"{module}/a"].shape[-1] for each in having)
+        for name, axis in (("a", -1), ("b", -2), ("scale", None)):
+            like = having[0][f"{module}/{name}"]
+            parts = [_padded(each.get(f"{module}/{name}", jnp.zeros_like(like)), axis, rank) for each in flat]
+            leaves[f"{module}/{name}"] = jnp.stack(parts, 1 if "layers" in module.split("/") else 0)
+    return unflatten_dict(leaves, sep="/")
+
+
+def _padded(leaf: Any, axis: int | None, rank: int) -> jax.Array:
+    """The same with zeros up to the rank, along the axis that has it."""
+    leaf = jnp.asarray(leaf)
+    if axis is None:
+        return leaf
+    more = [(0, 0)] * leaf.ndim
+    more[axis] = (0, rank - leaf.shape[axis])
+    return jnp.pad(leaf, more)
+
+
+def _moved(variables: Mapping[str, Any], sign: float) -> Tree:
+    params: dict[str, Any] = flatten_dict(dict(variables["params"]), sep="/")
+    adapters: dict[str, Any] = flatten_dict(dict(variables[COLLECTION]), sep="/")
+    for module in sorted({path.rpartition("/")[0] for path in adapters}):
+        a, b, scale = (jnp.asarray(adapters[f"{module}/{name}"]) for name in ("a", "b", "scale"))
+        if scale.ndim != ("layers" in module.split("/")):
+            raise LoRAError("several adapters do not go into one set of weights: choose one of them")
+        name = f"{module}/kernel" if f"{module}/kernel" in params else f"{module}/embedding"
+        params[name] = merge_matrix(
+            jnp.asarray(params[name]), a, b, sign * scale, adapters.get(f"{module}/magnitude")
+        )
+    return unflatten_dict(params, sep="/")
+
+
+def _draws(target: Target, key: jax.Array) -> Callable[[Any, tuple[int, int]], jax.Array]:
+    """Random matrices: one for each layer of a stack, which depends on the layer alone."""
+
+    def draw(function: Any, shape: tuple[int, int]) -> jax.Array:
+        if target.layers is None:
+            return function(jax.random.fold_in(key, target.first), shape)
+        numbers = target.first + target.step * jnp.arange(target.layers)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+        return jax.vmap(functools.partial(function, shape=shape))(keys)
+
+    return draw
+
+
+def with_adapters(adapters: LoRAConfig, variables: Mapping[str, Any], key: jax.Array) -> Tree:
+    """Boxed variables of a model, with fresh adapters beside them."""
+    return {**variables, COLLECTION: begin_adapters(adapters, variables["params"], key)}

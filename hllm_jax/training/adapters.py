@@ -1,0 +1,209 @@
+"""Adapters and what they stand on: the base of a run, which no checkpoint repeats, and adapters of files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from hllm_jax.interop.models import Place
+from hllm_jax.interop.peft import is_peft, read_peft
+from hllm_jax.interop.registry import resolve
+from hllm_jax.models.layout import is_stacked, unrolled_paths, unstack_layers
+from hllm_jax.models.lora import LoRAError, merge_matrix
+from hllm_jax.models.spec import Spec
+from hllm_jax.training.checkpoints import Manifest, read_variables
+
+if TYPE_CHECKING:
+    from hllm_jax.training.pretrained import OpenPretrained
+
+#: Reads a model: `(scan_layers, place) -> tree` under `params`, see `OpenPretrained.read`.
+Read = Callable[[bool | None, Place | None], dict[str, Any]]
+
+#: So many values of each parameter go into a fingerprint.
+SAMPLED = 1024
+
+
+class Adapter(NamedTuple):
+    """Adapters out of a file or a run.
+
+    Attributes:
+        where: they come from, for messages.
+        tree: the collection `lora`, NumPy arrays, one subtree per layer.
+        fingerprint: of the weights they were trained on; None where the file does not say.
+        base: what the file calls these weights, if it does.
+    """
+
+    where: str
+    tree: dict[str, Any]
+    fingerprint: str | None
+    base: str | None
+
+
+class Base:
+    """The weights that adapters stand on: reads them, and says afterwards which they were.
+
+    Args:
+        name: `model.load`.
+        opened: that model.
+        scan_layers: the layout that is wanted.
+
+    Attributes:
+        facts: for manifests: `load`, and `fingerprint` as soon as the weights were read.
+    """
+
+    def __init__(self, name: str, opened: OpenPretrained, scan_layers: bool) -> None:
+        self.facts: dict[str, Any] = {"load": name, "fingerprint": None}
+        self._opened, self._scan = opened, scan_layers
+
+    def __call__(self, put: Place) -> dict[str, Any]:
+        """See `parallel.layout.Load`."""
+        period = len(self._opened.config.attention_pattern)
+        read, fingerprint = fingerprinting(self._opened.read, period)
+        tree = read(self._scan, put)
+        self.facts["fingerprint"] = fingerprint()
+        return tree
+
+
+def fingerprinting(read: Read, period: int) -> tuple[Read, Callable[[], str]]:
+    """The same way to read a model, and its fingerprint once it was read.
+
+    The same for a model in float32 and rounded to bfloat16, stacked or not, in any file format.
+    """
+    digests: dict[str, str] = {}
+
+    def noting(scan_layers: bool | None, place: Place | None) -> dict[str, Any]:
+        def note(path: str, array: np.ndarray) -> Any:
+            names = unrolled_paths(path, array.shape[0] if array.ndim else 0, period)
+            for name, part in zip(names, array if names != [path] else [array], strict=True):
+                digests[name] = _digest(part)
+            return np.asarray(array) if place is None else place(path, array)
+
+        return read(scan_layers, note)
+
+    def fingerprint() -> str:
+        lines = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    return noting, fingerprint
+
+
+def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
+    """The same model with adapters merged into each weight as it is read.
+
+    Args:
+        read: of the opened base.
+        config: its architecture.
+        adapter: to be merged.
+        base: name of the base, for messages.
+
+    Raises:
+        LoRAError: (when it is read) adapters of weights that the base does not have, of other sizes, or
+            trained on other weights.
+    """
+    period = len(config.attention_pattern)
+
+    def merging(scan_layers: bool | None, place: Place | None) -> dict[str, Any]:
+        used: set[str] = set()
+        flat = {"/".join(path): leaf for path, leaf in flatten_dict(adapter.tree).items()}
+        modules = {path.rpartition("/")[0] for path in flat}
+
+        def merge(path: str, array: np.ndarray) -> Any:
+            names = unrolled_paths(path, array.shape[0] if array.ndim else 0, period)
+            stacked = names != [path]
+            parts = list(array) if stacked else [array]
+            for number, name in enumerate(names):
+                module, _, leaf = name.rpartition("/")
+                if module in modules and leaf in ("kernel", "embedding"):
+                    used.add(module)
+                    parts[number] = _merged(module, parts[number], flat, adapter.where, base)
+            array = np.stack(parts) if stacked else parts[0]
+            return array if place is None else place(path, array)
+
+        noting, fingerprint = fingerprinting(lambda scan, note: read(scan, _chained(note, merge)), period)
+        tree = noting(scan_layers, None)
+        if unknown := sorted(modules - used):
+            raise LoRAError(
+                f"{adapter.where} has adapters of {', '.join(unknown[:5])}, which {base} does not have"
+            )
+        found = fingerprint()
+        if adapter.fingerprint not in (None, found):
+            raise LoRAError(
+                f"{adapter.where} was trained on other weights than those of {base}: their fingerprint is "
+                f"{found[:12]}, {str(adapter.fingerprint)[:12]} is wanted"
+            )
+        return tree
+
+    return merging
+
+
+def read_adapter(source: str | os.PathLike[str], config: Spec) -> Adapter:
+    """Adapters for a model: a folder of `peft`'s, or a run of ours (its newest checkpoint).
+
+    Args:
+        source: the folder.
+        config: the architecture of the base.
+
+    Raises:
+        LoRAError: there are none in it, or they are for another architecture.
+    """
+    if is_peft(Path(source)):
+        tree, base = read_peft(Path(source), config)
+        return Adapter(str(source), tree, None, base)
+    from hllm_jax.training.checkpoints import read_manifest
+    from hllm_jax.training.pretrained import checkpoint_of
+
+    found = resolve(source)
+    if found.run is None:
+        raise LoRAError(f"{source} holds no adapters: neither adapter_config.json nor a run with `lora:`")
+    folder = checkpoint_of(found)
+    return adapter_of(folder, read_manifest(folder))
+
+
+def adapter_of(folder: Path, manifest: Manifest) -> Adapter:
+    """The adapters of a checkpoint of ours.
+
+    Raises:
+        LoRAError: it has none.
+    """
+    base: Mapping[str, Any] | None = manifest.facts.get("base")
+    if base is None:
+        raise LoRAError(f"{folder} holds no adapters: it was trained without `lora:`")
+    tree = read_variables(folder)["lora"]
+    layered = {name: sub for name, sub in tree.items() if name.startswith(("layers", "encoder", "decoder"))}
+    if layered and is_stacked(layered):
+        tree = unstack_layers(tree)
+    return Adapter(str(folder), tree, base["fingerprint"], base["load"])
+
+
+def _merged(module: str, weight: np.ndarray, flat: Mapping[str, Any], where: str, base: str) -> np.ndarray:
+    parts = {name: flat.get(f"{module}/{name}") for name in ("a", "b", "scale", "magnitude")}
+    a, b = parts["a"], parts["b"]
+    if a is None or b is None or a.shape[0] * b.shape[-1] != weight.size:
+        shapes = [None if part is None else part.shape for part in (a, b)]
+        raise LoRAError(
+            f"{where}: adapters of {module} have the shapes {shapes}, its weight in {base} {weight.shape}"
+        )
+    return np.asarray(merge_matrix(np.asarray(weight), **{k: v for k, v in parts.items() if v is not None}))
+
+
+def _chained(first: Place | None, then: Place) -> Place:
+    def place(path: str, array: np.ndarray) -> Any:
+        if first is not None:
+            first(path, array)
+        return then(path, array)
+
+    return place
+
+
+def _digest(array: np.ndarray) -> str:
+    """Of the shape, and of values all over the array, rounded to bfloat16."""
+    places = np.linspace(0, array.size - 1, min(array.size, SAMPLED)).astype(np.int64)
+    sample = np.asarray(array.flat[places]).astype(ml_dtypes.bfloat16)
+    return hashlib.sha256(str(array.shape).encode() + sample.tobytes()).hexdigest()
