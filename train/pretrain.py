@@ -122,5 +122,5 @@ def main(config: Config) -> training.TrainState:
     hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
 
     # ---- train ----
-    flops = model.config.flops_per_token(*batches.lengths)
+    flops = model.config.flops_per_token(*batches.lengths, frozen=config.lora is not None)
     return training.train(run, state, step, batches, layout, steps, hooks, flops)

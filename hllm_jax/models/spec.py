@@ -329,15 +329,19 @@ class DecoderConfig(StackConfig):
         """Parameters that one token passes: all but those of other experts."""
         return self.parameters() - self.idle_parameters(self.layers)
 
-    def flops_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int, frozen: bool = False) -> float:
         """FLOPs that one training step needs per token: forward and backward, 2 per multiply-add.
 
         6 per weight that multiplies (the head counts, lookups, norms and biases do not), and
         `attention_flops`. Recomputation is not counted.
+
+        Args:
+            length: of the rows.
+            frozen: the weights only stand under adapters (which are not counted): 4 per weight, no gradient.
         """
         weights = self.vocab_size * self.embed
         weights += self.layers * (self.attention_weights() + self.mlp_weights(active=True))
-        return 6.0 * weights + self.attention_flops(length)
+        return (4.0 if frozen else 6.0) * weights + self.attention_flops(length)
 
 
 @config
@@ -430,12 +434,12 @@ class EncoderConfig(StackConfig):
         total += self.pooler * (D * D + D) + self.pair_head * (2 * D + 2)
         return total + (self.task.parameters(D) if self.task is not None else 0)
 
-    def flops_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int, frozen: bool = False) -> float:
         """As `DecoderConfig.flops_per_token`; every query sees the whole row."""
         weights = self.layers * (self.attention_weights() + self.mlp_weights(active=True))
         if self.masked_head:
             weights += (self.embed + self.vocab_size) * self.embedding_size
-        return 6.0 * weights + self.attention_flops(length, keys=length)
+        return (4.0 if frozen else 6.0) * weights + self.attention_flops(length, keys=length)
 
 
 @config
@@ -514,23 +518,25 @@ class EncoderDecoderConfig(StackConfig):
         bias = self.vocab_size if self.logit_bias else 0
         return tables + bias + self.position_parameters() + stacks
 
-    def flops_per_token(self, length: int, target_length: int | None = None) -> float:
+    def flops_per_token(self, length: int, target_length: int | None = None, frozen: bool = False) -> float:
         """FLOPs of a training step per token, those of the source and of the target counted together.
 
         Args:
             length: tokens of the source.
             target_length: of the target; None: as many.
+            frozen: see `DecoderConfig.flops_per_token`.
         """
+        each = 4.0 if frozen else 6.0
         target = length if target_length is None else target_length
         attention, mlp = self.attention_weights(), self.mlp_weights(active=True)
         per_layer = 12.0 * self.heads * self.head_size
-        encoder = self.layers * (6.0 * (attention + mlp) + per_layer * length)
+        encoder = self.layers * (each * (attention + mlp) + per_layer * length)
         # The keys and values that the decoder looks at are made of the source.
         remembered = 2 * self.embed * self.head_size * self.kv_heads
-        source = self.depth * 6.0 * remembered
-        decoder = self.depth * 6.0 * (2 * attention - remembered + mlp)
+        source = self.depth * each * remembered
+        decoder = self.depth * each * (2 * attention - remembered + mlp)
         decoder += self.depth * per_layer * ((target + 1) / 2 + length)
-        decoder += 6.0 * self.vocab_size * self.embed
+        decoder += each * self.vocab_size * self.embed
         return ((encoder + source) * length + decoder * target) / (length + target)
 
 

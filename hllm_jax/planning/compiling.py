@@ -258,7 +258,7 @@ class Planning:
         lengths = [batch["tokens"].shape[1]]
         if "decoder_tokens" in batch:
             lengths.append(batch["decoder_tokens"].shape[1])
-        return float(self.spec.flops_per_token(*lengths))
+        return float(self.spec.flops_per_token(*lengths, frozen=self.layout.adapters is not None))
 
     def _budget(self, tokens: float | None, times: Roofline | None) -> dict[str, float]:
         of_step = self._tokens

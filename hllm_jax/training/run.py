@@ -20,7 +20,7 @@ from hllm_jax.models.spec import Spec, spec_to_dict
 from hllm_jax.parallel import distributed
 from hllm_jax.parallel.config import DistributedConfig
 from hllm_jax.parallel.layout import Layout
-from hllm_jax.parallel.state import TrainState
+from hllm_jax.parallel.state import TrainState, flatten
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 from hllm_jax.training import platform
 from hllm_jax.training.adapters import Base
@@ -186,6 +186,11 @@ class Run:
             CheckpointError: damaged, of another shape, or written with another tokenizer, other data or
                 another base.
         """
+        if layout.adapters is not None:
+            count = sum(leaf.size for leaf in flatten(layout.abstract_state.trainable).values())
+            self.say(
+                f"adapters: {count:,} numbers are trained, the weights of {self.config.model.load} are not"
+            )
         if self.resumed is None:
             self._metrics = self.lines("metrics.jsonl")
             return None

@@ -12,9 +12,13 @@ from hllm_jax.recipes import home, load_run_config, recipes
 from hllm_jax.testing.corpora import write_jsonl
 
 CONFIGS = {f"{recipe.name}/{path.stem}": path for recipe in recipes() for path in recipe.configs}
-# Of a recipe, but in a folder of their own: what they are for is to be planned.
-PLANNED = {f"plan/{path.stem}": path for path in sorted((home() / "configs" / "plan").glob("*.yaml"))}
-CONFIGS |= PLANNED
+# Of a recipe, but in a folder of their own: what they are for is to be planned, or adapters.
+APART = {"plan": "pretrain", "lora": "sft"}
+CONFIGS |= {
+    f"{folder}/{path.stem}": path
+    for folder in APART
+    for path in sorted((home() / "configs" / folder).glob("*.yaml"))
+}
 
 PARAMETERS = {
     "pretrain/book-82m": 82_594_560,
@@ -86,9 +90,11 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    assert {"pretrain", "sft", "tokenizer", "finetune", "plan"} <= {name.split("/")[0] for name in CONFIGS}
+    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora"} <= {
+        name.split("/")[0] for name in CONFIGS
+    }
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
-    assert len(CONFIGS) >= 13
+    assert len(CONFIGS) >= 16
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +113,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(name: str) -> str:
     folder = name.split("/")[0]
-    return "pretrain" if folder == "plan" else folder
+    return APART.get(folder, folder)
 
 
 def train(name: str, run: str) -> None:

@@ -74,6 +74,7 @@ def test_flops_per_token_of_one_layer_worked_by_hand() -> None:
     matrices = 4 * 4 + 2 * (4 * 2) + 4 * 4 + 3 * 4 * 8 + 4 * 10
     # Queries of a row of 3 see 1, 2 and 3 keys: 2 on average; two products of 2 heads × 2.
     assert spec.flops_per_token(3) == 6 * matrices + 12 * 2 * 2 * 2
+    assert spec.flops_per_token(3, frozen=True) == 4 * matrices + 12 * 2 * 2 * 2
     windowed = dataclasses.replace(spec, attention_pattern=("window",), window=1)
     assert windowed.flops_per_token(3) == 6 * matrices + 12 * 2 * 2 * 1
 
