@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hllm_jax.models.config import Execution, Remat
+from hllm_jax.models.lora import LoRAConfig
 from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.nn.config import Experts
 from hllm_jax.objectives.language_model import causal_lm
@@ -53,12 +54,13 @@ def parts(
     accumulation: int = 1,
     remat: Remat = "none",
     scan: bool = True,
+    lora: LoRAConfig | None = None,
     **changes: Any,
 ) -> tuple[Layout, TrainStep]:
     model = spec(**changes).build(Execution(dtype="float32", scan_layers=scan, remat=remat))
     optimizer = make_optimizer(OptimizerConfig(), ScheduleConfig(peak=0.003, warmup=0), 100)
     placed = make_mesh(MeshConfig(**mesh), strategy, jax.devices()[:devices])
-    layout = Layout(placed, make_rules(strategy), model, optimizer)
+    layout = Layout(placed, make_rules(strategy), model, optimizer, adapters=lora)
     return layout, make_train_step(causal_lm(model), optimizer, layout, accumulation)
 
 
@@ -131,11 +133,35 @@ def test_training_is_that_of_one_device(
     losses, state = trained(*parts(strategy, mesh, 8, **options), 20)
     np.testing.assert_allclose(losses, wanted_losses, rtol=0, atol=1e-5)
     if options.get("scan", True):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-            state.trainable,
-            wanted.trainable,
-        )
+        assert_close(state.trainable, wanted.trainable)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mesh"),
+    [
+        ("zero3", {"fsdp": 4, "tensor": 2}),
+        pytest.param("zero2", {}, marks=pytest.mark.slow),
+        pytest.param("ddp", {"data": 4, "context": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_train_as_on_one_device(strategy: Strategy, mesh: dict[str, int]) -> None:
+    """Their base lies as the rules say, is gathered where it is used, and does not move."""
+    lora = LoRAConfig(rank=2, targets=("attention/*", "mlp/*"), dora=True)
+    (wanted_losses, wanted), (losses, state) = (
+        trained(*parts(strategy, sizes, devices, accumulation=2, lora=lora, layers=2), 10)
+        for sizes, devices in (({}, 1), (mesh, 8))
+    )
+    np.testing.assert_allclose(losses, wanted_losses, rtol=0, atol=1e-5)
+    assert losses[-1] < losses[0] - 0.01
+    assert_close(state.trainable, wanted.trainable)
+    begun = jax.device_get(parts("ddp", {}, 1, lora=lora, layers=2)[0].init(1))
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, begun.frozen)
+    moved = jax.tree.map(np.array_equal, state.trainable, begun.trainable)
+    assert not any(jax.tree.leaves(moved))
+
+
+def assert_close(found: Any, wanted: Any) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, wanted)
 
 
 def collectives(
