@@ -16,8 +16,7 @@ from hllm_jax import data, generation, objectives, parallel, training
 from hllm_jax.config import config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.data.objective import ObjectiveConfig
-from hllm_jax.models.config import ModelConfig
-from hllm_jax.models.lora import LoRAConfig
+from hllm_jax.models.config import LoRAConfig, ModelConfig
 from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.tokenizers.config import TokenizerConfig
 from hllm_jax.training.config import (

@@ -14,8 +14,7 @@ from typing import Any
 from hllm_jax import generation, objectives, parallel, training
 from hllm_jax.config import Invalid, config
 from hllm_jax.data.config import DataConfig
-from hllm_jax.models.config import ModelConfig
-from hllm_jax.models.lora import LoRAConfig
+from hllm_jax.models.config import LoRAConfig, ModelConfig
 from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.training.config import (
     CheckpointConfig,

@@ -29,6 +29,7 @@ from hllm_jax.models.families.table import Row
 from hllm_jax.models.layout import parameter_axes, parameter_shapes
 from hllm_jax.models.lora import LoRAError
 from hllm_jax.models.spec import Spec
+from hllm_jax.nn.axes import input_axes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -196,7 +197,7 @@ def _ours(config: Spec, family: str | None) -> dict[str, tuple[str, Row, tuple[i
         path, leaf = row.ours[0].rsplit("/", 1)
         if leaf != "kernel" and row.ours[0] != "embed/embedding":
             continue
-        cut = 2 if axes[row.ours[0]][0] in ("heads", "kv_heads") else 1
+        cut = input_axes(axes[row.ours[0]])
         shape = shapes[row.ours[0]]
         found[row.theirs[0].removesuffix(".weight")] = (path, row, (math.prod(shape[:cut]), shape[cut:]))
     return found

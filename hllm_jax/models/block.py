@@ -247,15 +247,14 @@ def make_block(config: StackConfig, execution: Execution, layer: int, causal: bo
 
 
 def all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """Keep everything for the backward pass but parameters of other devices: they are gathered again."""
-    if primitive.name == "name":
-        return bool(parameters["name"] != GATHERED)
+    """Keep everything for the backward pass but parameters that were gathered or made of few bits: they are
+    so again."""
     return primitive.name != "reshape" and not _gathers(primitive.name, parameters)
 
 
 def _gathers(primitive: str, parameters: Mapping[str, Any]) -> bool:
-    """Whether an operation, or one inside of it (a `custom_vjp`, a `shard_map`), gathers."""
-    if primitive == "all_gather":
+    """Whether an operation, or one inside of it (a `custom_vjp`, a `shard_map`), gathers or is named so."""
+    if primitive == "all_gather" or (primitive == "name" and parameters["name"] == GATHERED):
         return True
     inside = (getattr(value, "jaxpr", value) for value in parameters.values())
     return any(

@@ -1,9 +1,10 @@
-"""How a model is computed (`Execution`), and the YAML section for what it is and how (`ModelConfig`)."""
+"""How a model is computed (`Execution`), and the sections `model:` (what it is and how) and `lora:`."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import TYPE_CHECKING, Literal
 
 from hllm_jax.config.declare import Invalid, config
@@ -46,6 +47,46 @@ class Execution:
 
         dtype: Dtype = "float32" if target_platform() == "cpu" else "bfloat16"
         return dataclasses.replace(self, dtype=dtype)
+
+
+@config
+class LoRAConfig:
+    """The `lora:` section: train low-rank adapters, and leave the weights as they are.
+
+    Attributes:
+        rank: r; columns of A and rows of B.
+        alpha: the change is scaled by alpha / rank.
+        targets: names of weights, `*` stands for anything: `attention/query`, `mlp/*`, `head`, `embed`. What
+            a name means is the same in every layer. `hllm inspect CONFIG` shows the names.
+        rslora: scale by alpha / √rank instead (Kalajdzievski 2023).
+        dora: also train the length of each column (Liu et al. 2024).
+        dropout: share of the input that an adapter does not see in training.
+        base: how the weights of the blocks are kept meanwhile: as `model.param_dtype` says, in 8 bits, or in
+            4-bit NormalFloat with double quantisation (Dettmers et al. 2023); see `nn/quantised.py`.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("attention/*", "mlp/*")
+    rslora: bool = False
+    dora: bool = False
+    dropout: float = 0.0
+    base: Literal["none", "int8", "nf4"] = "none"
+
+    def __post_init__(self) -> None:
+        Invalid.check(
+            [
+                (self.rank < 1, "rank", f"{self.rank}: at least 1"),
+                (self.alpha <= 0, "alpha", f"{self.alpha}: above 0"),
+                (not self.targets, "targets", "name at least one weight, as in attention/query or mlp/*"),
+                (not 0 <= self.dropout < 1, "dropout", f"{self.dropout}: at least 0 and below 1"),
+            ]
+        )
+
+    @property
+    def scale(self) -> float:
+        """What the product A·B is multiplied with."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 #: Fields of `ModelConfig` that spell an architecture out.

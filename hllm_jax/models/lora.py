@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hllm_jax.config.declare import Invalid, config
+from hllm_jax.models.config import LoRAConfig
+from hllm_jax.nn import quantised
 from hllm_jax.nn.adapters import COLLECTION, TRAINED, column_norms
+from hllm_jax.nn.axes import input_axes
 
 Tree = dict[str, Any]
 
@@ -33,43 +36,6 @@ _LAYER = re.compile(
 
 class LoRAError(ValueError):
     """Adapters that this model cannot have, or that are not of this model."""
-
-
-@config
-class LoRAConfig:
-    """The `lora:` section: train low-rank adapters, and leave the weights as they are.
-
-    Attributes:
-        rank: r; columns of A and rows of B.
-        alpha: the change is scaled by alpha / rank.
-        targets: names of weights, `*` stands for anything: `attention/query`, `mlp/*`, `head`, `embed`. What
-            a name means is the same in every layer. `hllm inspect CONFIG` shows the names.
-        rslora: scale by alpha / √rank instead (Kalajdzievski 2023).
-        dora: also train the length of each column (Liu et al. 2024).
-        dropout: share of the input that an adapter does not see in training.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ("attention/*", "mlp/*")
-    rslora: bool = False
-    dora: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        Invalid.check(
-            [
-                (self.rank < 1, "rank", f"{self.rank}: at least 1"),
-                (self.alpha <= 0, "alpha", f"{self.alpha}: above 0"),
-                (not self.targets, "targets", "name at least one weight, as in attention/query or mlp/*"),
-                (not 0 <= self.dropout < 1, "dropout", f"{self.dropout}: at least 0 and below 1"),
-            ]
-        )
-
-    @property
-    def scale(self) -> float:
-        """What the product A·B is multiplied with."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class Target(NamedTuple):
@@ -100,7 +66,7 @@ class Target(NamedTuple):
     @property
     def cut(self) -> int:
         """How many of the axes of the kernel are its input."""
-        return 2 if self.axes[0] in ("heads", "kv_heads") else 1
+        return input_axes(self.axes)
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -163,12 +129,14 @@ def is_adapter(path: tuple[str, ...]) -> bool:
 def measure_columns(variables: Mapping[str, Any]) -> Tree:
     """The same variables, the `magnitude` of DoRA as the weights say that are there now."""
     adapters: dict[str, Any] = flatten_dict(dict(variables[COLLECTION]), sep="/")
-    params: dict[str, Any] = flatten_dict(dict(variables["params"]), sep="/")
+    params = _weights(variables["params"])
     for path, leaf in adapters.items():
         module, _, name = path.rpartition("/")
         if name == "magnitude":
+            rows = adapters[f"{module}/a"].shape[-2]
             weight = params[f"{module}/kernel"]
-            rows = math.prod(weight.shape) // math.prod(leaf.shape)
+            if isinstance(weight, Mapping):
+                weight = quantised.dequantise(weight, rows, leaf.dtype)
             norms = column_norms(weight.reshape(*leaf.shape[:-1], rows, leaf.shape[-1]))
             adapters[path] = norms.astype(leaf.dtype)
     return {**variables, COLLECTION: unflatten_dict(adapters, sep="/")}
@@ -288,8 +256,12 @@ def _padded(leaf: Any, axis: int | None, rank: int) -> jax.Array:
 
 
 def _moved(variables: Mapping[str, Any], sign: float) -> Tree:
-    params: dict[str, Any] = flatten_dict(dict(variables["params"]), sep="/")
+    params = _weights(variables["params"])
     adapters: dict[str, Any] = flatten_dict(dict(variables[COLLECTION]), sep="/")
+    if kept := next((path for path, leaf in params.items() if isinstance(leaf, Mapping)), None):
+        raise LoRAError(
+            f"{kept} is kept in few bits, which have no room for adapters: merge where it is loaded"
+        )
     for module in sorted({path.rpartition("/")[0] for path in adapters}):
         a, b, scale = (jnp.asarray(adapters[f"{module}/{name}"]) for name in ("a", "b", "scale"))
         if scale.ndim != ("layers" in module.split("/")):
@@ -315,5 +287,50 @@ def _draws(target: Target, key: jax.Array) -> Callable[[Any, tuple[int, int]], j
 
 
 def with_adapters(adapters: LoRAConfig, variables: Mapping[str, Any], key: jax.Array) -> Tree:
-    """Boxed variables of a model, with fresh adapters beside them."""
-    return {**variables, COLLECTION: begin_adapters(adapters, variables["params"], key)}
+    """Boxed variables of a model with fresh adapters beside them; weights that `base` keeps in few bits are
+    zeros, to be read (`in_few_bits`)."""
+    begun = begin_adapters(adapters, variables["params"], key)
+    params: dict[str, Any] = flatten_dict(dict(variables["params"]), sep="/")
+    for path, target in few_bits(adapters, variables["params"]).items():
+        kind: Any = adapters.base
+        lead = () if target.layers is None else (target.layers,)
+        layered = ("layers",) if lead else ()
+        names = quantised.axes(target.axes[0], target.axes[target.cut], kind)
+        del params[path]
+        for name, part in quantised.shapes(*target.matrix, kind).items():
+            zeros = jnp.zeros((*lead, *part.shape), part.dtype)
+            params[f"{path}/{name}"] = nn.LogicallyPartitioned(zeros, (*layered, *names[name]))
+    return {**variables, "params": unflatten_dict(params, sep="/"), COLLECTION: begun}
+
+
+def few_bits(config: LoRAConfig, boxed: Mapping[str, Any]) -> dict[str, Target]:
+    """The kernels that `base` keeps in few bits, by path: all that multiply in the blocks, but routers."""
+    if config.base == "none":
+        return {}
+    inside = (t for t in targets(boxed) if t.name != t.module and not t.name.endswith("router"))
+    return {f"{target.module}/kernel": target for target in inside}
+
+
+def in_few_bits(target: Target, kernel: np.ndarray, kind: quantised.Kind) -> dict[str, np.ndarray]:
+    """A kernel, or a stack of them, as `base` keeps it."""
+    lead = () if target.layers is None else (target.layers,)
+    return quantised.quantise(kernel.reshape(*lead, *target.matrix), kind)
+
+
+def rounded(path: str, kernel: np.ndarray, axes: Sequence[str | None], kind: quantised.Kind) -> np.ndarray:
+    """A kernel of the unrolled model as adapters saw it: through `kind` and back, if `base` kept it so."""
+    match = _LAYER.fullmatch(path)
+    if match is None or not path.endswith("/kernel") or axes[0] == "experts" or "router" in path:
+        return kernel
+    rows = math.prod(kernel.shape[: input_axes(axes)])
+    parts = quantised.quantise(kernel.reshape(rows, -1), kind)
+    return np.asarray(quantised.dequantise(parts, rows, jnp.float32)).reshape(kernel.shape)
+
+
+def _weights(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by path; a kernel in few bits is its parts."""
+
+    def is_leaf(path: Any, value: Any) -> bool:
+        return path[-1:] == ("kernel",) and isinstance(value, Mapping)
+
+    return flatten_dict(dict(params), sep="/", is_leaf=is_leaf)

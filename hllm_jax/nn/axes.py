@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
+
+from hllm_jax.nn import quantised
 
 #: Axes of parameters: set where a parameter is created (`nn.with_logical_partitioning`).
 PARAMETER_AXES = (
@@ -46,8 +48,9 @@ ACTIVATION_AXES = (
     "expert_batch",  # rows of a batch where the experts are spread over the devices too
 )
 
-#: Name (`jax.ad_checkpoint.checkpoint_name`) of parameters that were gathered from other devices.
-GATHERED = "gathered"
+#: Name (`jax.ad_checkpoint.checkpoint_name`) of parameters that were gathered from other devices, or made of
+#: fewer bits: what the backward pass makes again.
+GATHERED = quantised.MADE
 
 #: Makes the whole parameter of what a device holds of it: `(value, axes, dtype)`.
 Fetch: TypeAlias = Callable[[Any, Sequence[str | None], DTypeLike], jax.Array]
@@ -57,12 +60,12 @@ _GATHERS: contextvars.ContextVar[bool] = contextvars.ContextVar("gathers", defau
 
 
 @contextlib.contextmanager
-def fetching(fetch: Fetch, gathers: bool) -> Generator[None]:
+def fetching(fetch: Fetch | None, gathers: bool) -> Generator[None]:
     """While tracing in here, `fetch` gets what the variables hold and gives the parameter that is used.
 
     Args:
-        fetch: see `Fetch`.
-        gathers: whether parameters come from other devices.
+        fetch: see `Fetch`; None: the variables are what is used.
+        gathers: whether parameters come from other devices, or are made of fewer bits.
     """
     tokens = _FETCH.set(fetch), _GATHERS.set(gathers)
     try:
@@ -73,7 +76,7 @@ def fetching(fetch: Fetch, gathers: bool) -> Generator[None]:
 
 
 def is_gathering() -> bool:
-    """Whether parameters are gathered where they are used: the backward pass should not find them kept."""
+    """Whether parameters are gathered or made where they are used: the backward pass does so again."""
     return _GATHERS.get()
 
 
@@ -103,11 +106,21 @@ def parameter(
     """
     assert len(shape) == len(axes), (name, shape, axes)
     fetch = _FETCH.get()
-    if fetch is not None and module.has_variable("params", name):
-        whole = fetch(module.get_variable("params", name), axes, used_in or dtype)
+    held = module.get_variable("params", name) if module.has_variable("params", name) else None
+    if isinstance(held, Mapping):
+        cut = input_axes(axes)
+        parts = quantised.fetched(held, fetch, axes[0], axes[cut])
+        return quantised.made(parts, math.prod(shape[:cut]), used_in or dtype).reshape(shape)
+    if fetch is not None and held is not None:
+        whole = fetch(held, axes, used_in or dtype)
         assert whole.shape == shape, (name, whole.shape, shape)
         return whole
     return cast("jax.Array", module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype))
+
+
+def input_axes(axes: Sequence[str | None]) -> int:
+    """How many of the axes of a kernel are its input: heads come with what each holds."""
+    return 2 if axes[0] in ("heads", "kv_heads") else 1
 
 
 def variable(

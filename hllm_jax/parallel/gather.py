@@ -60,6 +60,7 @@ class Gathering:
         names: path of each variable -> names of its axes.
         shape: sizes of the mesh axes.
         reduce_dtype: gradients are summed over the devices, and over microbatches, in it.
+        made: parameters are made of fewer bits where they are used.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class Gathering:
         names: Mapping[Path, Sequence[str | None]],
         shape: Mapping[str, int],
         reduce_dtype: DTypeLike = jnp.float32,
+        made: bool = False,
     ) -> None:
         self.rules = rules
+        self.made = made
         self.axes = tuple(axis for axis in MANUAL if shape[axis] > 1)
         self.shape = dict(shape)
         self.reduce_dtype = jnp.dtype(reduce_dtype)
@@ -107,9 +110,9 @@ class Gathering:
     def fetching(self) -> Any:
         """While tracing a model in here, its parameters are gathered where they are used."""
         if not self.axes:
-            return contextlib.nullcontext()
+            return fetching(None, True) if self.made else contextlib.nullcontext()
         split = (self.split(names, self.rules.parameters) for names in self._names.values())
-        return fetching(self._fetch, any(any(each) for each in split))
+        return fetching(self._fetch, self.made or any(any(each) for each in split))
 
     def reduce(self, gradients: Tree) -> Tree:
         """Sums over the devices, once an update: each keeps its part as the optimizer's rules say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -15,8 +16,16 @@ from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from hllm_jax.models.config import LoRAConfig
 from hllm_jax.models.layout import init_variables
-from hllm_jax.models.lora import LoRAConfig, is_adapter, measure_columns, with_adapters
+from hllm_jax.models.lora import (
+    Target,
+    few_bits,
+    in_few_bits,
+    is_adapter,
+    measure_columns,
+    with_adapters,
+)
 from hllm_jax.nn.adapters import COLLECTION
 from hllm_jax.nn.target import compiling_for
 from hllm_jax.parallel.gather import Gathering
@@ -93,6 +102,10 @@ class Layout:
         self.platform: str = mesh.devices.flat[0].platform
         self._once = COMPILED_ONCE.get(self.platform)
 
+        self._few_bits: dict[str, Target] = {}
+        if adapters is not None:
+            whole = jax.eval_shape(functools.partial(init_variables, model), jax.random.key(0))
+            self._few_bits = few_bits(adapters, whole["params"])
         boxed = jax.eval_shape(self._variables, jax.random.key(0))
         shapes = flatten(meta.unbox(boxed))
         self._names: dict[Path, tuple[str | None, ...]] = {
@@ -201,6 +214,12 @@ class Layout:
 
     def _put(self, path: str, array: np.ndarray) -> Any:
         """A parameter on its devices; one that is not the model's stays, for `place` to refuse it."""
+        if (target := self._few_bits.get(path)) is not None and self.adapters is not None:
+            kind: Any = self.adapters.base
+            return {
+                name: self._put(f"{path}/{name}", part)
+                for name, part in in_few_bits(target, array, kind).items()
+            }
         want = flatten(self.abstract_state.variables).get(("params", *path.split("/")))
         if want is None or want.shape != array.shape:
             return array
@@ -276,7 +295,7 @@ class Layout:
         """
         if self.platform == "cpu":
             reduce_dtype = jnp.float32
-        return Gathering(self.rules, self._names, self.mesh.shape, reduce_dtype)
+        return Gathering(self.rules, self._names, self.mesh.shape, reduce_dtype, bool(self._few_bits))
 
     # -- inside ---------------------------------------------------------------------------------------------
 

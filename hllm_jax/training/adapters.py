@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict
 from hllm_jax.interop.models import Place
 from hllm_jax.interop.peft import is_peft, read_peft
 from hllm_jax.interop.registry import resolve
-from hllm_jax.models.layout import is_stacked, unrolled_paths, unstack_layers
-from hllm_jax.models.lora import LoRAError, merge_matrix
+from hllm_jax.models.layout import is_stacked, parameter_axes, unrolled_paths, unstack_layers
+from hllm_jax.models.lora import LoRAError, merge_matrix, rounded
 from hllm_jax.models.spec import Spec
 from hllm_jax.training.checkpoints import Manifest, read_variables
 
@@ -38,12 +38,14 @@ class Adapter(NamedTuple):
         tree: the collection `lora`, NumPy arrays, one subtree per layer.
         fingerprint: of the weights they were trained on; None where the file does not say.
         base: what the file calls these weights, if it does.
+        kept: in which bits they were meanwhile, see `LoRAConfig.base`.
     """
 
     where: str
     tree: dict[str, Any]
     fingerprint: str | None
     base: str | None
+    kept: Any = "none"
 
 
 class Base:
@@ -53,13 +55,14 @@ class Base:
         name: `model.load`.
         opened: that model.
         scan_layers: the layout that is wanted.
+        kept: `lora.base`.
 
     Attributes:
-        facts: for manifests: `load`, and `fingerprint` as soon as the weights were read.
+        facts: for manifests: `load`, `kept`, and `fingerprint` as soon as the weights were read.
     """
 
-    def __init__(self, name: str, opened: OpenPretrained, scan_layers: bool) -> None:
-        self.facts: dict[str, Any] = {"load": name, "fingerprint": None}
+    def __init__(self, name: str, opened: OpenPretrained, scan_layers: bool, kept: str = "none") -> None:
+        self.facts: dict[str, Any] = {"load": name, "kept": kept, "fingerprint": None}
         self._opened, self._scan = opened, scan_layers
 
     def __call__(self, put: Place) -> dict[str, Any]:
@@ -97,6 +100,9 @@ def fingerprinting(read: Read, period: int) -> tuple[Read, Callable[[], str]]:
 def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
     """The same model with adapters merged into each weight as it is read.
 
+    Weights that were kept in few bits while the adapters learned are rounded to these first: the adapters
+    know no others.
+
     Args:
         read: of the opened base.
         config: its architecture.
@@ -107,7 +113,7 @@ def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
         LoRAError: (when it is read) adapters of weights that the base does not have, of other sizes, or
             trained on other weights.
     """
-    period = len(config.attention_pattern)
+    period, axes = len(config.attention_pattern), parameter_axes(config)
 
     def merging(scan_layers: bool | None, place: Place | None) -> dict[str, Any]:
         used: set[str] = set()
@@ -119,6 +125,8 @@ def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
             stacked = names != [path]
             parts = list(array) if stacked else [array]
             for number, name in enumerate(names):
+                if adapter.kept != "none":
+                    parts[number] = rounded(name, parts[number], axes[name], adapter.kept)
                 module, _, leaf = name.rpartition("/")
                 if module in modules and leaf in ("kernel", "embedding"):
                     used.add(module)
@@ -179,7 +187,7 @@ def adapter_of(folder: Path, manifest: Manifest) -> Adapter:
     layered = {name: sub for name, sub in tree.items() if name.startswith(("layers", "encoder", "decoder"))}
     if layered and is_stacked(layered):
         tree = unstack_layers(tree)
-    return Adapter(str(folder), tree, base["fingerprint"], base["load"])
+    return Adapter(str(folder), tree, base["fingerprint"], base["load"], base["kept"])
 
 
 def _merged(module: str, weight: np.ndarray, flat: Mapping[str, Any], where: str, base: str) -> np.ndarray:

@@ -9,8 +9,7 @@ from hllm_jax.config import LOCAL_ONLY, Invalid, config, is_remote
 if TYPE_CHECKING:
     from hllm_jax.data.config import DataConfig
     from hllm_jax.data.objective import ObjectiveConfig
-    from hllm_jax.models.config import ModelConfig
-    from hllm_jax.models.lora import LoRAConfig
+    from hllm_jax.models.config import LoRAConfig, ModelConfig
 
 
 @config

@@ -15,9 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hllm_jax.interop.models import Place, open_model
 from hllm_jax.interop.registry import Source, resolve
-from hllm_jax.models.config import ModelConfig
+from hllm_jax.models.config import LoRAConfig, ModelConfig
 from hllm_jax.models.layout import Model, is_stacked, stack_layers, unstack_layers
-from hllm_jax.models.lora import LoRAConfig
 from hllm_jax.models.spec import Spec, spec_from_dict, spec_to_dict
 from hllm_jax.parallel.layout import Load
 from hllm_jax.parallel.state import TrainState
@@ -223,7 +222,7 @@ def begin(
         tokenizer = run.tokenizer(make)
         saved = spec_of(folder, read_manifest(folder)) if model.load is not None else None
         if adapters is not None and model.load is not None:
-            run.base = Base(model.load, open_pretrained(model.load), model.scan_layers)
+            run.base = Base(model.load, open_pretrained(model.load), model.scan_layers, adapters.base)
         return Beginning(tokenizer, model.build(tokenizer.vocab_size, loaded=saved), None)
     if model.load is None:
         tokenizer = run.tokenizer(make)
@@ -237,7 +236,7 @@ def begin(
     tokenizer = run.tokenizer(lambda: own)
     built = model.build(tokenizer.vocab_size, loaded=loaded.config)
     if adapters is not None:
-        run.base = Base(model.load, loaded, model.scan_layers)
+        run.base = Base(model.load, loaded, model.scan_layers, adapters.base)
         return Beginning(tokenizer, built, run.base)
     return Beginning(tokenizer, built, functools.partial(loaded.read, model.scan_layers))
 

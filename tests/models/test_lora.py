@@ -12,9 +12,9 @@ from flax.core import meta
 from flax.traverse_util import flatten_dict
 
 from hllm_jax.config import Invalid
+from hllm_jax.models.config import LoRAConfig
 from hllm_jax.models.layout import init_variables, unstack_layers
 from hllm_jax.models.lora import (
-    LoRAConfig,
     LoRAError,
     begin_adapters,
     measure_columns,

@@ -7,15 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hllm_jax.models.config import Execution, Remat
-from hllm_jax.models.lora import LoRAConfig
+from hllm_jax.models.config import Execution, LoRAConfig, Remat
+from hllm_jax.models.layout import stack_layers
 from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.nn.config import Experts
 from hllm_jax.objectives.language_model import causal_lm
 from hllm_jax.parallel import Layout, MeshConfig, TrainState, make_mesh, make_rules
 from hllm_jax.parallel.config import Strategy
 from hllm_jax.parallel.planning import Collective, Program
+from hllm_jax.testing.models import draw_params
 from hllm_jax.training import OptimizerConfig, ScheduleConfig, make_optimizer, make_train_step
 from hllm_jax.training.step import TrainStep
 
@@ -83,7 +85,7 @@ def test_half_precision_parameters_with_master_weights(strategy: Strategy) -> No
 
 
 def trained(layout: Layout, step: TrainStep, updates: int) -> tuple[list[float], TrainState]:
-    state, losses = layout.init(1), []
+    state, losses = begun(layout), []
     for n in range(updates):
         state, metrics = step(state, layout.put(batch(n)))
         losses.append(float(metrics["loss"]))
@@ -137,16 +139,19 @@ def test_training_is_that_of_one_device(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "mesh"),
+    ("strategy", "mesh", "options"),
     [
-        ("zero3", {"fsdp": 4, "tensor": 2}),
-        pytest.param("zero2", {}, marks=pytest.mark.slow),
-        pytest.param("ddp", {"data": 4, "context": 2}, marks=pytest.mark.slow),
+        ("zero3", {"fsdp": 4, "tensor": 2}, {"dora": True}),
+        pytest.param("zero3", {}, {"base": "nf4"}, marks=pytest.mark.slow),
+        pytest.param("zero2", {}, {"base": "int8"}, marks=pytest.mark.slow),
+        pytest.param("ddp", {"data": 4, "context": 2}, {}, marks=pytest.mark.slow),
     ],
 )
-def test_adapters_train_as_on_one_device(strategy: Strategy, mesh: dict[str, int]) -> None:
+def test_adapters_train_as_on_one_device(
+    strategy: Strategy, mesh: dict[str, int], options: dict[str, Any]
+) -> None:
     """Their base lies as the rules say, is gathered where it is used, and does not move."""
-    lora = LoRAConfig(rank=2, targets=("attention/*", "mlp/*"), dora=True)
+    lora = LoRAConfig(rank=2, **options)
     (wanted_losses, wanted), (losses, state) = (
         trained(*parts(strategy, sizes, devices, accumulation=2, lora=lora, layers=2), 10)
         for sizes, devices in (({}, 1), (mesh, 8))
@@ -154,10 +159,23 @@ def test_adapters_train_as_on_one_device(strategy: Strategy, mesh: dict[str, int
     np.testing.assert_allclose(losses, wanted_losses, rtol=0, atol=1e-5)
     assert losses[-1] < losses[0] - 0.01
     assert_close(state.trainable, wanted.trainable)
-    begun = jax.device_get(parts("ddp", {}, 1, lora=lora, layers=2)[0].init(1))
-    jax.tree.map(np.testing.assert_array_equal, state.frozen, begun.frozen)
-    moved = jax.tree.map(np.array_equal, state.trainable, begun.trainable)
+    before = jax.device_get(begun(parts("ddp", {}, 1, lora=lora, layers=2)[0]))
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, before.frozen)
+    moved = jax.tree.map(np.array_equal, state.trainable, before.trainable)
     assert not any(jax.tree.leaves(moved))
+
+
+def begun(layout: Layout) -> TrainState:
+    """A fresh state; a base in few bits is read, not drawn."""
+    if layout.adapters is None or layout.adapters.base == "none":
+        return layout.init(1)
+    params = stack_layers(draw_params(layout.model.config))
+
+    def load(put: Any) -> dict[str, Any]:
+        flat = flatten_dict(params, sep="/")
+        return unflatten_dict({path: put(path, leaf) for path, leaf in flat.items()}, sep="/")
+
+    return layout.init(1, load)
 
 
 def assert_close(found: Any, wanted: Any) -> None:
