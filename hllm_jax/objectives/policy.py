@@ -171,7 +171,7 @@ def grpo_sums(
     weights: jax.Array,
     variant: Variant = "grpo",
     reference: jax.Array | None = None,
-    beta: float = 0.0,
+    beta: jax.Array | float = 0.0,
     clip_low: float = 0.2,
     clip_high: float | None = None,
     dual_clip: float | None = None,
@@ -208,7 +208,7 @@ def grpo_sums(
     """
     if variant not in DENOMINATORS:
         raise ValueError(f"GRPO variant {variant!r} is not known; choose one of {', '.join(DENOMINATORS)}")
-    if beta and reference is None:
+    if reference is None and not (isinstance(beta, float | int) and beta == 0):
         raise ValueError(f"beta is {beta}, so the KL is in the loss; that needs log-probs of the reference")
     log_probs = only(log_probs, weights)
     log_ratio = log_probs - only(old_log_probs, weights)
