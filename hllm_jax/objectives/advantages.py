@@ -133,7 +133,7 @@ def gae(
         gamma: discount γ of a step.
         lam: λ, 0 for one step of bootstrapping, 1 for the whole return.
     """
-    chosen = actions != 0
+    chosen = actions.astype(bool)
     rewards, values = only(rewards, chosen), only(values, chosen)
     held = chosen.astype(jnp.float32)
     nearest = _backwards(1.0 - held, values)

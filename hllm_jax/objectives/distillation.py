@@ -52,9 +52,11 @@ def divergence(student: jax.Array, teacher: jax.Array, kind: Divergence, mixture
             f"the mixture of jsd is {mixture}; it lies between 0 and 1 (at whose ends nothing is left of it: "
             "choose forward_kl or reverse_kl)"
         )
-    log_teacher = jax.nn.log_softmax(teacher.astype(jnp.float32)) + math.log(mixture)
-    log_student = jax.nn.log_softmax(student.astype(jnp.float32)) + math.log1p(-mixture)
-    middle = jnp.logaddexp(log_teacher, log_student)
+    # Where both are -inf, the gradient of logaddexp would not be finite.
+    log_teacher, log_student = (
+        jnp.maximum(jax.nn.log_softmax(x.astype(jnp.float32)), -1e30) for x in (teacher, student)
+    )
+    middle = jnp.logaddexp(log_teacher + math.log(mixture), log_student + math.log1p(-mixture))
     return mixture * kl_divergence(teacher, middle) + (1.0 - mixture) * kl_divergence(student, middle)
 
 

@@ -94,7 +94,7 @@ def _groups(rewards: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, j
             "more, for an answer is compared with the others to its prompt"
         )
     weights = jnp.ones_like(rewards) if weights is None else weights
-    held = (weights != 0).astype(jnp.float32)
+    held = weights.astype(bool).astype(jnp.float32)
     return only(rewards, held), held, jnp.sum(held, axis=1, keepdims=True)
 
 

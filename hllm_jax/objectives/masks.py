@@ -14,7 +14,7 @@ from hllm_jax.objectives.sums import quotient
 
 def only(x: jax.Array, weights: jax.Array) -> jax.Array:
     """`x` in float32 where there is weight, 0 elsewhere; no gradient passes there. Same shapes."""
-    return jnp.where(weights != 0, x.astype(jnp.float32), 0.0)
+    return jnp.where(weights.astype(bool), x.astype(jnp.float32), 0.0)
 
 
 def weighted(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -36,12 +36,12 @@ def row_means(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 def held_rows(weights: jax.Array) -> jax.Array:
     """Float32 `[B]`: 1 for a row with any weight, 0 for a row that is left out."""
-    return jnp.any(weights != 0, axis=-1).astype(jnp.float32)
+    return jnp.any(weights.astype(bool), axis=-1).astype(jnp.float32)
 
 
 def is_last(weights: jax.Array) -> jax.Array:
     """Bool `[B, L]`: the last position of each row that has weight. A row without any has no last one."""
-    held = (weights != 0).astype(jnp.int32)
+    held = weights.astype(bool).astype(jnp.int32)
     after = jnp.flip(jnp.cumsum(jnp.flip(held, axis=-1), axis=-1), axis=-1)
     return (held == 1) & (after == 1)
 

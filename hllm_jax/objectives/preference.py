@@ -100,7 +100,7 @@ def orpo_sums(policy: Pair, weights: jax.Array, beta: float = 0.1) -> Sums:
     Returns:
         `loss`, `nll` (its first term), `log_odds` and those of `reward_sums`.
     """
-    chosen, rejected = (jnp.where(weights != 0, x.astype(jnp.float32), -1.0) for x in policy)
+    chosen, rejected = (jnp.where(weights.astype(bool), x.astype(jnp.float32), -1.0) for x in policy)
     log_odds = (chosen - _log1mexp(chosen)) - (rejected - _log1mexp(rejected))
     return {
         "loss": weighted(-chosen + beta * _logistic(log_odds), weights),
@@ -178,14 +178,15 @@ def kto_sums(
         `loss`, `reward_desirable` and `reward_undesirable`.
     """
     log_ratio = only(policy, weights) - only(reference, weights)
-    sign = jnp.where(desirable, 1.0, -1.0)
-    scale = jnp.where(desirable, desirable_weight, undesirable_weight)
+    good, weights = desirable.astype(jnp.float32), weights.astype(jnp.float32)
+    sign = 2.0 * good - 1.0
+    scale = desirable_weight * good + undesirable_weight * (1.0 - good)
     losses = scale * jax.nn.sigmoid(-beta * sign * (log_ratio - baseline))
     rewards = jax.lax.stop_gradient(beta * log_ratio)
     return {
         "loss": weighted(losses, weights),
-        "reward_desirable": weighted(rewards, jnp.where(desirable, weights, 0.0)),
-        "reward_undesirable": weighted(rewards, jnp.where(desirable, 0.0, weights)),
+        "reward_desirable": weighted(rewards, weights * good),
+        "reward_undesirable": weighted(rewards, weights * (1.0 - good)),
     }
 
 

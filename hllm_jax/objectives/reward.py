@@ -86,7 +86,7 @@ def ranking_sums(scores: jax.Array, ranks: jax.Array, weights: jax.Array, center
         `loss`, `accuracy` and `margin`: means over prompts of means over pairs. A prompt without a pair
         does not count.
     """
-    scores, held = only(scores, weights), weights != 0
+    scores, held = only(scores, weights), weights.astype(bool)
     above = held[:, :, None] & held[:, None, :] & (ranks[:, :, None] < ranks[:, None, :])
     compared = above.astype(jnp.float32)
     difference = scores[:, :, None] - scores[:, None, :]

@@ -28,6 +28,16 @@ def test_divergences_by_hand(kind: Any, by_hand: float) -> None:
     assert float(divergence(TEACHER, TEACHER, kind=kind)) == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+def test_ids_that_neither_can_have_change_nothing(kind: Any) -> None:
+    """A vocabulary that is padded with -inf."""
+    of = jax.value_and_grad(lambda s, t: jnp.sum(divergence(s, t, kind=kind)))
+    value, gradient = of(STUDENT, TEACHER)
+    padded = of(*(np.append(x, np.float32(-np.inf)) for x in (STUDENT, TEACHER)))
+    np.testing.assert_allclose(padded[0], value, rtol=1e-6)
+    np.testing.assert_allclose(padded[1], np.append(gradient, 0), atol=1e-7)
+
+
 def test_the_loss_by_hand() -> None:
     """T = 2: the teacher is (√3, 1)/(√3 + 1) there. The text says token 0, whose nll is ln 2."""
     p = np.sqrt(3) / (np.sqrt(3) + 1)

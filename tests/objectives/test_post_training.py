@@ -13,8 +13,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hllm_jax.objectives import Sums, add, mean
+from hllm_jax.objectives.advantages import gae, token_rewards
 from hllm_jax.objectives.distillation import distillation_sums
+from hllm_jax.objectives.groups import group_advantages
 from hllm_jax.objectives.log_likelihood import likelihood
+from hllm_jax.objectives.masks import whiten
 from hllm_jax.objectives.policy import grpo_sums, ppo_policy_sums, ppo_sums, rloo_sums, value_sums
 from hllm_jax.objectives.preference import Pair, answers, dpo_sums, ipo_sums, kto_sums, orpo_sums, simpo_sums
 from hllm_jax.objectives.reward import pairwise_sums, ranking_sums
@@ -55,8 +58,7 @@ def policy(logits: jax.Array, b: Batch) -> jax.Array:
 def pair(logits: jax.Array, b: Batch, per_token: bool = False) -> Pair:
     """The answer against the same places of the row, read backwards."""
     back = policy(jnp.flip(logits, axis=1), b)
-    actions = jnp.maximum(b["actions"], 0)
-    return answers(Pair(policy(logits, b), back), Pair(actions, actions), per_token)
+    return answers(Pair(policy(logits, b), back), Pair(b["actions"], b["actions"]), per_token)
 
 
 def reference(b: Batch) -> Pair:
@@ -187,3 +189,22 @@ def test_a_batch_of_nothing_has_no_gradient() -> None:
     for name, (gradient, sums) in all_losses(LOGITS, nothing).items():
         assert np.all(np.asarray(gradient) == 0), name
         assert all(float(value) == 0 for value in mean(sums).values()), name
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.bfloat16])
+def test_masks_may_be_of_any_dtype_and_all_arithmetic_is_float32(dtype: Any) -> None:
+    """Nothing is promoted silently, and bfloat16 logits have sums in float32."""
+    batch = jax.tree.map(jnp.asarray, BATCH)
+    batch |= {name: batch[name].astype(dtype) for name in ("actions", "weights")}
+    logits = jnp.asarray(LOGITS, jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"):
+        for name, of in LOSSES.items():
+            sums = jax.eval_shape(of, logits, batch)
+            assert {leaf.dtype for leaf in jax.tree.leaves(sums)} == {jnp.dtype(jnp.float32)}, name
+        values, actions = batch["old_values"].astype(jnp.bfloat16), batch["actions"]
+        rewarded = jax.eval_shape(token_rewards, batch["of_answer"], values, values, actions, 0.1)
+        found = jax.eval_shape(gae, rewarded.rewards, values, actions)
+        white = jax.eval_shape(whiten, values, actions)
+        of_group = jax.eval_shape(lambda x, w: group_advantages(x, weights=w), values, actions)
+    shapes = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((rewarded, found, white, of_group))}
+    assert shapes == {((ROWS, LENGTH), jnp.dtype(jnp.float32))}
