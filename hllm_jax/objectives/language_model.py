@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hllm_jax.objectives.chunks import sum_of_parts
 from hllm_jax.objectives.routing import add_routing, apply_model
-from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables, add
+from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
 
 
 @jax.custom_vjp
@@ -155,39 +156,18 @@ def chunked_sums(
 ) -> Sums:
     """`token_sums(head(x), targets, weights, z_loss)` without all logits in memory.
 
-    Part i has the positions i, i + chunks, …, so that rows whose positions lie on several devices stay there.
-
     Args:
         x: `[B, L, D]`.
         head: part of it to logits.
         targets, weights: `[B, L]`.
         z_loss: see `token_sums`.
-        chunks: divides L.
+        chunks: divides L; see `sum_of_parts`.
 
     Raises:
         ValueError: it does not.
     """
-    length = x.shape[1]
-    if length % chunks:
-        raise ValueError(f"rows of {length} do not divide into {chunks} chunks of logits")
 
-    def parts(array: jax.Array) -> jax.Array:
-        split = array.reshape(array.shape[0], length // chunks, chunks, *array.shape[2:])
-        return jnp.moveaxis(split, 2, 0)
-
-    @jax.checkpoint
     def of_part(x: jax.Array, targets: jax.Array, weights: jax.Array) -> Sums:
         return token_sums(head(x), targets, weights, z_loss)
 
-    def body(total: Sums, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Sums, None]:
-        return add(total, of_part(*part)), None
-
-    several = (parts(x), parts(targets), parts(weights))
-    shapes = jax.eval_shape(of_part, *(each[0] for each in several))
-    nothing = {name: (zeros_like(top), zeros_like(bottom)) for name, (top, bottom) in shapes.items()}
-    return jax.lax.scan(body, nothing, several)[0]
-
-
-def zeros_like(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """Zeros of that shape and dtype."""
-    return jnp.zeros(shape.shape, shape.dtype)
+    return sum_of_parts(of_part, (x, targets, weights), chunks)

@@ -45,14 +45,16 @@ def prepared(loss: Loss, batch: Batch) -> Batch:
     return loss.prepare(batch) if isinstance(loss, WholeBatchLoss) else batch
 
 
+def quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """`numerator / denominator`, 0 where the denominator is 0; finite gradients there too."""
+    empty = denominator == 0
+    safe = jnp.where(empty, jnp.ones_like(denominator), denominator)
+    return jnp.where(empty, jnp.zeros_like(numerator), numerator / safe)
+
+
 def mean(sums: Sums) -> dict[str, jax.Array]:
     """The quotient of every entry, float32; 0 where the denominator is 0 (a batch that trains no token)."""
-    means: dict[str, jax.Array] = {}
-    for name, (numerator, denominator) in sums.items():
-        empty = denominator == 0
-        safe = jnp.where(empty, jnp.ones_like(denominator), denominator)
-        means[name] = jnp.where(empty, jnp.zeros_like(numerator), numerator / safe)
-    return means
+    return {name: quotient(numerator, denominator) for name, (numerator, denominator) in sums.items()}
 
 
 def add(left: Sums, right: Sums) -> Sums:
