@@ -9,22 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hllm_jax.config import Invalid
 from hllm_jax.models.config import LoRAConfig
-from hllm_jax.models.layout import init_variables, unstack_layers
+from hllm_jax.models.layout import init_variables, parameter_axes, unstack_layers
 from hllm_jax.models.lora import (
     LoRAError,
     begin_adapters,
+    few_bits,
+    in_few_bits,
     measure_columns,
     merge_adapters,
+    rounded,
     stack_adapters,
     unmerge_adapters,
 )
 from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.nn.adapters import select
 from hllm_jax.nn.config import Experts
+from hllm_jax.nn.quantised import dequantise
 from hllm_jax.testing.models import random_tokens, tiny_config, tiny_model
 
 ALL = ("attention/*", "mlp/*", "head", "embed")
@@ -164,6 +168,31 @@ def test_targets_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(LoRAError, match=message):
         fresh(tiny_config(**changes), LoRAConfig(targets=targets))
+
+
+def test_what_is_kept_in_few_bits_and_how_it_is_read_again() -> None:
+    spec = tiny_config(tie_embeddings=False)
+    model, params = tiny_model(spec)
+    boxed = init_variables(model, jax.random.key(0))["params"]
+    kept = few_bits(LoRAConfig(base="nf4"), boxed)
+    assert len(kept) == 2 * 7
+    assert {path.partition("/")[0] for path in kept} == {"layers_0", "layers_1"}
+    axes, flat = parameter_axes(spec), flatten_dict(params, sep="/")
+    again = {path: rounded(path, leaf, axes[path], "nf4") for path, leaf in flat.items()}
+    assert {path for path, leaf in flat.items() if again[path] is not leaf} == set(kept)
+    for path, target in kept.items():
+        parts = in_few_bits(target, flat[path], "nf4")
+        whole = dequantise(parts, target.matrix[0], jnp.float32)
+        np.testing.assert_array_equal(again[path].reshape(whole.shape), whole)
+        flat |= {f"{path}/{name}": part for name, part in parts.items()}
+        del flat[path]
+    # The model makes of the parts what it makes of the weights that they stand for.
+    tokens = random_tokens(spec, 2, 9)
+    few, many = unflatten_dict(flat, sep="/"), unflatten_dict(again, sep="/")
+    apart = logits(model, {"params": few}, tokens) - logits(model, {"params": many}, tokens)
+    assert np.abs(apart).max() < 1e-4
+    with pytest.raises(LoRAError, match="kept in few bits"):
+        merge_adapters({"params": few, "lora": fresh(spec, LoRAConfig(rank=2))})
 
 
 def test_dora_of_an_embedding_is_refused() -> None:
