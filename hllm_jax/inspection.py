@@ -60,7 +60,8 @@ def inspect_sharding(
         devices: how many; None where `mesh` says it.
 
     Returns:
-        `strategy`, `mesh` (sizes above 1), `devices`, and `sharding`: see `parallel.drawing.draw`.
+        `strategy`, `mesh` (sizes above 1), `devices`, `pipeline` (`PipelineConfig.facts`), and `sharding`:
+        see `parallel.drawing.draw`. Each stage of a pipeline holds its part of the layers.
 
     Raises:
         ConfigError, ValueError: it is no configuration with a model, or nothing says how many devices.
@@ -69,8 +70,9 @@ def inspect_sharding(
     import math
 
     from hllm_jax.models.layout import parameter_axes, parameter_shapes
+    from hllm_jax.parallel.config import PipelineConfig
     from hllm_jax.parallel.drawing import draw
-    from hllm_jax.parallel.layout import check_divisible
+    from hllm_jax.parallel.layout import check_divisible, check_pipeline
     from hllm_jax.parallel.mesh import mesh_shape
     from hllm_jax.parallel.rules import make_rules
     from hllm_jax.recipes import load_run_config
@@ -86,12 +88,15 @@ def inspect_sharding(
     shapes = {path: list(shape) for path, shape in parameter_shapes(spec).items()}
     axes = {path: list(names) for path, names in parameter_axes(spec).items()}
     check_divisible(shapes, axes, rules, mesh)
+    pipeline = getattr(config, "pipeline", None) or PipelineConfig()
+    check_pipeline(pipeline, mesh["stage"], spec, config.model.execution)
     folded = _folded(shapes)
     names = _folded(axes)
     return {
         "strategy": config.strategy,
         "mesh": {axis: size for axis, size in mesh.items() if size > 1},
         "devices": math.prod(mesh.values()),
+        "pipeline": pipeline.facts(mesh["stage"]),
         "sharding": draw(folded, names, rules, mesh),
     }
 

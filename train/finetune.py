@@ -16,7 +16,7 @@ from hllm_jax.config import Invalid, config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.data.task import TaskDataConfig
 from hllm_jax.models.config import ModelConfig
-from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
+from hllm_jax.parallel.config import DistributedConfig, MeshConfig, PipelineConfig, Strategy
 from hllm_jax.training.config import (
     CheckpointConfig,
     EvalConfig,
@@ -52,6 +52,7 @@ class Config:
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
     strategy: Strategy = "ddp"
+    pipeline: PipelineConfig = PipelineConfig()
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
@@ -70,7 +71,8 @@ def make_step(
     """Objective, layout and train step on a mesh; `hllm plan` compiles it for devices that are not here."""
     loss = objectives.make_task_loss(model.config.task.kind, model)
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
-    layout = parallel.Layout(mesh, parallel.make_rules(config.strategy), model, optimizer)
+    rules = parallel.make_rules(config.strategy)
+    layout = parallel.Layout(mesh, rules, model, optimizer, pipeline=config.pipeline)
     layout.check_batch(config.train.batch_size, config.train.accumulation)
     step = training.make_train_step(
         loss, optimizer, layout, config.train.accumulation, config.train.reduce_dtype

@@ -17,7 +17,7 @@ from hllm_jax.config import config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.data.objective import ObjectiveConfig
 from hllm_jax.models.config import LoRAConfig, ModelConfig
-from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
+from hllm_jax.parallel.config import DistributedConfig, MeshConfig, PipelineConfig, Strategy
 from hllm_jax.tokenizers.config import TokenizerConfig
 from hllm_jax.training.config import (
     CheckpointConfig,
@@ -50,6 +50,7 @@ class Config:
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
     strategy: Strategy = "ddp"
+    pipeline: PipelineConfig = PipelineConfig()
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ def make_step(
     )
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
     rules = parallel.make_rules(config.strategy)
-    layout = parallel.Layout(mesh, rules, model, optimizer, adapters=config.lora)
+    layout = parallel.Layout(mesh, rules, model, optimizer, adapters=config.lora, pipeline=config.pipeline)
     layout.check_batch(config.train.batch_size, config.train.accumulation)
     step = training.make_train_step(
         loss, optimizer, layout, config.train.accumulation, config.train.reduce_dtype

@@ -190,12 +190,15 @@ def inspect(args: argparse.Namespace) -> dict[str, Any]:
     from hllm_jax.inspection import inspect, inspect_sharding, show
 
     if args.sharding:
+        from hllm_jax.parallel.config import pipeline_words
         from hllm_jax.parallel.drawing import lines
 
         drawn = inspect_sharding(args.target, args.overrides, args.devices)
         if not args.json:
             mesh = ", ".join(f"{axis}={size}" for axis, size in drawn["mesh"].items())
             print(f"strategy {drawn['strategy']}, mesh {mesh or 'of one device'}")
+            if drawn["pipeline"] is not None:
+                print(pipeline_words(drawn["pipeline"]))
             print("\n".join(lines(drawn["sharding"])))
         return drawn
     found = inspect(args.target, args.overrides)

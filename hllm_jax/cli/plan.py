@@ -76,10 +76,15 @@ QUIET = {
 
 def show(plan: Plan) -> None:
     """Print a plan for people."""
+    from hllm_jax.parallel.config import pipeline_words
+
     memory, times = plan.per_device, plan.roofline
     mesh = ", ".join(f"{axis}={size}" for axis, size in plan.mesh.items()) or "one device"
     print(f"{plan.config}: {plan.parameters:,} parameters, strategy {plan.strategy}")
-    print(f"{plan.devices} devices ({plan.topology}), mesh {mesh}; {plan.tokens:,} tokens a step\n")
+    print(f"{plan.devices} devices ({plan.topology}), mesh {mesh}; {plan.tokens:,} tokens a step")
+    if plan.pipeline is not None:
+        print(pipeline_words(plan.pipeline))
+    print()
     print("memory of a device")
     states = plan.states
     for name, title in (("params", "parameters"), ("grads", "gradients"), ("optimizer", "optimizer state")):

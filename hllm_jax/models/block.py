@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from hllm_jax.models.config import Execution
 from hllm_jax.models.spec import StackConfig
-from hllm_jax.nn.axes import GATHERED, constrain, is_gathering
+from hllm_jax.nn.axes import GATHERED, Layer, constrain, is_gathering, stack_of_layers
 from hllm_jax.nn.cache import KVCache, LayerCache
 from hllm_jax.nn.mlp import MLP
 from hllm_jax.nn.moe import ROUTING, MixtureOfExperts
@@ -288,8 +288,17 @@ def apply_layers(
 
     Returns:
         `[B, L, D]`, and the cache with the new tokens; its `lengths` are as they were.
+
+    Raises:
+        ValueError: a cache, where the layers are stages of a pipeline.
     """
     count = count or config.layers
+    stack = stack_of_layers()
+    if stack is not None and not layers.is_initializing():
+        if cache is not None:
+            raise ValueError("a pipeline keeps no keys and values: decode on a mesh without the axis stage")
+        key = layers.make_rng("dropout") if layers.has_rng("dropout") and not deterministic else None
+        return stack(_layer(layers, deterministic), dict(layers.variables), x, context, key), None
     if not isinstance(layers, nn.Module):
         held: list[LayerCache] = []
         for i, block in enumerate(layers):
@@ -319,6 +328,18 @@ def apply_layers(
     )
     (x, end), _ = scan(layers, (x, start))
     return x, None if cache is None or end is None else cache.with_layers([end])
+
+
+def _layer(layers: nn.Module, deterministic: bool) -> Layer:
+    """One step of the scan as a pure function, for whoever scans by other means."""
+    module = layers.clone(parent=None)
+
+    def layer(variables: Any, x: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
+        rngs = None if key is None else {"dropout": key}
+        x, _ = module.apply(variables, x, context, None, deterministic, rngs=rngs)
+        return x
+
+    return layer
 
 
 def _attention(

@@ -55,6 +55,13 @@ GATHERED = quantised.MADE
 #: Makes the whole parameter of what a device holds of it: `(value, axes, dtype)`.
 Fetch: TypeAlias = Callable[[Any, Sequence[str | None], DTypeLike], jax.Array]
 
+#: Applies one layer: `(its variables, x [B, L, D], context, key or None) -> x`.
+Layer: TypeAlias = Callable[[Any, jax.Array, Any, Any], jax.Array]
+
+#: Applies a stack of layers: `(layer, variables [layers, …], x [B, L, D], context, key or None) -> x`.
+Stack: TypeAlias = Callable[[Layer, Any, jax.Array, Any, Any], jax.Array]
+
+_STACK: contextvars.ContextVar[Stack | None] = contextvars.ContextVar("stack", default=None)
 _FETCH: contextvars.ContextVar[Fetch | None] = contextvars.ContextVar("fetch", default=None)
 _GATHERS: contextvars.ContextVar[bool] = contextvars.ContextVar("gathers", default=False)
 
@@ -78,6 +85,21 @@ def fetching(fetch: Fetch | None, gathers: bool) -> Generator[None]:
 def is_gathering() -> bool:
     """Whether parameters are gathered or made where they are used: the backward pass does so again."""
     return _GATHERS.get()
+
+
+@contextlib.contextmanager
+def stacking(stack: Stack) -> Generator[None]:
+    """While tracing in here, `stack` applies the layers of a model, which lie on several devices."""
+    token = _STACK.set(stack)
+    try:
+        yield
+    finally:
+        _STACK.reset(token)
+
+
+def stack_of_layers() -> Stack | None:
+    """What applies the layers of a model, where that is not a loop over them."""
+    return _STACK.get()
 
 
 def parameter(

@@ -5,6 +5,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from hllm_jax.parallel.config import AXES as AXES
     from hllm_jax.parallel.config import MeshConfig as MeshConfig
+    from hllm_jax.parallel.config import PipelineConfig as PipelineConfig
     from hllm_jax.parallel.config import Strategy as Strategy
     from hllm_jax.parallel.layout import Layout as Layout
     from hllm_jax.parallel.layout import LayoutError as LayoutError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
 from hllm_jax.config import Invalid, config
 
@@ -37,7 +38,6 @@ class MeshConfig:
                 (size == 0 or size < -1, axis, f"{size}: a size is 1 or more, or -1 to fill")
                 for axis, size in sizes.items()
             ]
-            + [(self.stage not in (None, 1), "stage", f"{self.stage}: pipelines are not built: leave it out")]
             + [(list(sizes.values()).count(-1) > 1, "data", f"only one axis may be -1, here: {sizes}")]
         )
 
@@ -45,6 +45,67 @@ class MeshConfig:
         """The axes that were given."""
         given = {axis: getattr(self, axis) for axis in AXES}
         return {axis: size for axis, size in given.items() if size is not None}
+
+
+@config
+class PipelineConfig:
+    """How a batch goes through the stages of a pipeline (`mesh.stage` above 1); see `pipeline.py`.
+
+    Attributes:
+        microbatches: parts of the rows that `train.accumulation` leaves, which are under way at once; None:
+            as many as there are stages.
+        repeats: how often a microbatch passes each stage, which holds as many runs of layers: 1 is GPipe,
+            more is the circular schedule, with a smaller bubble and more sending.
+    """
+
+    microbatches: int | None = None
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        Invalid.check(
+            [
+                (
+                    self.microbatches is not None and self.microbatches < 1,
+                    "microbatches",
+                    f"{self.microbatches}: at least 1",
+                ),
+                (self.repeats < 1, "repeats", f"{self.repeats}: at least 1"),
+            ]
+        )
+
+    def microbatches_of(self, stages: int) -> int:
+        """Microbatches that are under way at once."""
+        return self.microbatches or stages
+
+    def bubble(self, stages: int) -> float:
+        """The share of its time that a stage has nothing to do: (S - 1) / (R·M + S - 1).
+
+        For R = 1 this is the bubble of GPipe (Huang et al. 2019, section 2.3: O((K - 1) / (M + K - 1))); for
+        more that of the interleaved schedule, whose ratio to the time of work is (p - 1) / (v·m) (Narayanan
+        et al. 2021, section 2.2).
+        """
+        return (stages - 1) / (self.repeats * self.microbatches_of(stages) + stages - 1)
+
+    def facts(self, stages: int) -> dict[str, Any] | None:
+        """`stages, schedule, microbatches, repeats, bubble`; None for a single stage."""
+        if stages == 1:
+            return None
+        return {
+            "stages": stages,
+            "schedule": "GPipe" if self.repeats == 1 else "circular",
+            "microbatches": self.microbatches_of(stages),
+            "repeats": self.repeats,
+            "bubble": self.bubble(stages),
+        }
+
+
+def pipeline_words(facts: Mapping[str, Any]) -> str:
+    """`PipelineConfig.facts` in a line, for people."""
+    rounds = f" of {facts['repeats']} rounds" if facts["repeats"] > 1 else ""
+    return (
+        f"pipeline of {facts['stages']} stages, {facts['schedule']}{rounds}, {facts['microbatches']} "
+        f"microbatches: a bubble of {100 * facts['bubble']:.1f} %"
+    )
 
 
 @config

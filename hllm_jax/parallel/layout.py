@@ -27,9 +27,12 @@ from hllm_jax.models.lora import (
     with_adapters,
 )
 from hllm_jax.nn.adapters import COLLECTION
+from hllm_jax.nn.axes import stacking
 from hllm_jax.nn.target import compiling_for
+from hllm_jax.parallel.config import PipelineConfig
 from hllm_jax.parallel.gather import Gathering
-from hllm_jax.parallel.rules import BATCH, Rules, Table, mesh_axes, spec
+from hllm_jax.parallel.pipeline import Pipeline, problems_of
+from hllm_jax.parallel.rules import BATCH, INPUTS, Rules, Table, mesh_axes, spec
 from hllm_jax.parallel.state import (
     Predicate,
     TrainState,
@@ -72,6 +75,7 @@ class Layout:
         optimizer: anything with `init(params)`; None for a state that is only evaluated.
         trainable: predicate over variable paths; None: everything, or the adapters where there are some.
         adapters: low-rank adapters beside the model's weights.
+        pipeline: how batches go through the stages of the mesh, where it has some.
 
     Attributes:
         abstract_state: `TrainState` of `jax.ShapeDtypeStruct` that carry their sharding.
@@ -80,7 +84,8 @@ class Layout:
         platform: of the devices of the mesh, `cpu`, `gpu` or `tpu`.
 
     Raises:
-        LayoutError: an axis does not divide over the mesh axes that should split it.
+        LayoutError: an axis does not divide over the mesh axes that should split it, or the model cannot be
+            a pipeline.
     """
 
     def __init__(
@@ -91,8 +96,10 @@ class Layout:
         optimizer: HasInit | None,
         trainable: Predicate | None = None,
         adapters: LoRAConfig | None = None,
+        pipeline: PipelineConfig = PipelineConfig(),
     ) -> None:
         self.mesh = mesh
+        self.pipeline = pipeline
         self.rules = rules
         self.model = model
         self.optimizer = optimizer
@@ -112,6 +119,8 @@ class Layout:
             path: _padded(names, shapes[path].ndim)
             for path, names in flatten(nn.get_partition_spec(boxed)).items()
         }
+        spec_of_model, execution = getattr(model, "config", None), getattr(model, "execution", None)
+        check_pipeline(pipeline, mesh.shape["stage"], spec_of_model, execution)
         sizes = {path: leaf.shape for path, leaf in shapes.items()}
         check_divisible(sizes, self._names, rules, mesh.shape)
 
@@ -230,7 +239,7 @@ class Layout:
     @property
     def batch_sharding(self) -> NamedSharding:
         """Sharding of batch arrays `[B, L]`: rows over data, fsdp and expert, positions over context."""
-        return NamedSharding(self.mesh, spec(("batch", "length"), self.rules.activations))
+        return self.sharding_of(2)
 
     def check_batch(self, batch_size: int, accumulation: int = 1) -> None:
         """Refuse a batch size that does not divide into microbatches and over the devices.
@@ -238,14 +247,25 @@ class Layout:
         Raises:
             LayoutError: with the nearest sizes that do.
         """
-        over = math.prod(self.mesh.shape[axis] for axis in BATCH)
-        unit = over * accumulation
+        over, stages = math.prod(self.mesh.shape[axis] for axis in BATCH), self.mesh.shape["stage"]
+        unit = self.least_rows * accumulation
         if batch_size % unit:
+            inside = ""
+            if stages > 1:
+                microbatches = self.pipeline.microbatches_of(stages)
+                inside = f", each into pipeline.microbatches={microbatches} and over mesh.stage={stages}"
             near = sorted({max(unit, batch_size // unit * unit), (batch_size // unit + 1) * unit})
             raise LayoutError(
                 f"train.batch_size={batch_size} does not divide into train.accumulation={accumulation} "
-                f"microbatches over {over} data-parallel devices; {' or '.join(map(str, near))} would"
+                f"microbatches over {over} data-parallel devices{inside}; "
+                f"{' or '.join(map(str, near))} would"
             )
+
+    @property
+    def least_rows(self) -> int:
+        """The fewest rows that divide over the devices, and into the microbatches of a pipeline."""
+        over, stages = math.prod(self.mesh.shape[axis] for axis in BATCH), self.mesh.shape["stage"]
+        return over * (math.lcm(self.pipeline.microbatches_of(stages), stages) if stages > 1 else 1)
 
     def local_rows(self, batch_size: int) -> slice:
         """The rows of a global batch that this process feeds."""
@@ -265,7 +285,7 @@ class Layout:
 
     def sharding_of(self, rank: int) -> NamedSharding:
         """Of a batch array: `[B]` has a value a row, `[B, L, …]` one or several a position."""
-        return NamedSharding(self.mesh, spec(("batch", "length")[:rank], self.rules.activations))
+        return NamedSharding(self.mesh, spec(("batch", "length")[:rank], INPUTS))
 
     @contextlib.contextmanager
     def activations(self, manual: Sequence[str] = ()) -> Generator[None]:
@@ -286,6 +306,9 @@ class Layout:
                 if not manual:
                     entered.enter_context(jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh))
                 entered.enter_context(nn.logical_axis_rules(table))
+            if self.mesh.shape["stage"] > 1:
+                sums_in = jnp.float32 if self.platform == "cpu" else None  # see `gathering`
+                entered.enter_context(stacking(Pipeline(self.pipeline, self.mesh.shape["stage"], sums_in)))
             yield
 
     def gathering(self, reduce_dtype: DTypeLike = jnp.float32) -> Gathering:
@@ -368,6 +391,18 @@ def _placed(shape: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
 
 def _padded(names: Any, rank: int) -> tuple[str | None, ...]:
     return tuple(names or ()) + (None,) * (rank - len(tuple(names or ())))
+
+
+def check_pipeline(pipeline: PipelineConfig, stages: int, model: Any, execution: Any) -> None:
+    """Refuse what cannot be a pipeline of so many stages.
+
+    Raises:
+        LayoutError: lists what is in the way; see `pipeline.problems_of`.
+    """
+    if problems := problems_of(pipeline, stages, model, execution):
+        raise LayoutError(
+            f"the model cannot be a pipeline of mesh.stage={stages}:\n  " + "\n  ".join(problems)
+        )
 
 
 def check_divisible(

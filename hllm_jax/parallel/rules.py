@@ -15,7 +15,9 @@ Table: TypeAlias = Mapping[str, tuple[str, ...]]
 
 #: Axes of parameters that tensor parallelism splits (Shoeybi et al. 2019: columns, then rows).
 #: The experts of a mixture lie on different devices (Lepikhin et al. 2020) whatever the strategy.
+#: The layers of a pipeline lie on its stages (Huang et al. 2019).
 TENSOR: Table = {
+    "layers": ("stage",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -23,14 +25,15 @@ TENSOR: Table = {
     "experts": ("expert",),
 }
 
-#: Mesh axes over which the rows of a batch are spread.
+#: Mesh axes over which the rows of a batch are spread. Every stage of a pipeline is given all of them; before
+#: and behind the layers the stages share them out.
 BATCH = ("data", "fsdp", "expert")
 
 #: Those of them whose collectives are written out (`gather.py`); the compiler places those of the others.
 MANUAL = ("data", "fsdp")
 
 ACTIVATIONS: Table = {
-    "batch": BATCH,
+    "batch": (*BATCH, "stage"),
     "length": ("context",),
     "act_heads": ("tensor",),
     "act_kv_heads": ("tensor",),
@@ -39,6 +42,9 @@ ACTIVATIONS: Table = {
     "act_experts": ("expert",),
     "expert_batch": ("data", "fsdp"),
 }
+
+#: Axes of what is fed to a step.
+INPUTS: Table = {"batch": BATCH, "length": ("context",)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,8 @@ class Plan:
         refusal: the compiler's words, where it refused.
         advice: what to change, where it does not fit.
         compile_seconds: how long the compiler took.
+        pipeline: `PipelineConfig.facts`, where there are stages. What a stage computes while it is idle, and
+            nobody reads, is among `flops`, and so in the predicted time.
     """
 
     config: str
@@ -89,6 +91,7 @@ class Plan:
     refusal: str | None
     advice: list[str]
     compile_seconds: float
+    pipeline: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -203,6 +206,7 @@ class Planning:
             refusal=None if refusal is None else refusal.words,
             advice=[] if fits else self._advice(states),
             compile_seconds=seconds,
+            pipeline=layout.pipeline.facts(self.mesh.shape["stage"]),
         )
 
     def compile(self) -> tuple[Any, Refusal | None, float]:
@@ -283,11 +287,8 @@ class Planning:
         if self.spec.architecture == "decoder" and config.train.logit_chunks == 1:
             ways.append("train.logit_chunks=16 never holds all logits at once")
         rows = config.train.batch_size // config.train.accumulation
-        over = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
-        if rows > over:
-            ways.append(
-                f"train.accumulation={config.train.accumulation * rows // over}: a row a device at once"
-            )
+        if (fewer := rows // self.layout.least_rows) > 1:
+            ways.append(f"train.accumulation={config.train.accumulation * fewer}: a row a device at once")
         if config.strategy != "zero3" and sum(states.values()) > capacity // 4:
             ways.append("strategy=zero3 leaves each device a part of every state")
         if self.mesh.shape["tensor"] == 1:

@@ -16,7 +16,8 @@ from hllm_jax.parallel.planning.topology import CHIPS, Topology, devices_of
 if TYPE_CHECKING:
     from hllm_jax.planning.compiling import Planning
 
-#: Periods of the layers' pattern. (The loop over a single one would be taken apart, and its remat with it.)
+#: Periods of the layers' pattern on each stage. (The loop over a single one would be taken apart, and its
+#: remat with it.)
 DEPTHS = (2, 3)
 #: The kind of chip that has the most memory.
 ROOMY = "v5p"
@@ -56,7 +57,11 @@ def continued(planning: Planning) -> tuple[Cost | None, tuple[int, ...] | None]:
     no torus of so many chips, or a few layers that do not fit either.
     """
     spec, chips = planning.spec, roomy(planning.topology)
-    depths = tuple(number * len(getattr(spec, "attention_pattern", (None,))) for number in DEPTHS)
+    layout = planning.layout
+    # A pipeline is made of whole runs of layers.
+    unit = len(getattr(spec, "attention_pattern", (None,)))
+    unit *= layout.mesh.shape["stage"] * layout.pipeline.repeats
+    depths = tuple(number * unit for number in DEPTHS)
     decoder = getattr(spec, "decoder_layers", None)
     if chips is None or depths[-1] >= spec.layers or decoder not in (None, spec.layers):
         return None, None

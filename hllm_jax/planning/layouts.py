@@ -78,7 +78,9 @@ def search(
 
 def _candidates(config: Any, chips: Topology) -> Iterator[tuple[Any, list[str]]]:
     strategy = "hsdp" if chips.slices > 1 else "zero3"
-    kept = {axis: size for axis, size in config.mesh.sizes().items() if axis in ("context", "expert")}
+    kept = {
+        axis: size for axis, size in config.mesh.sizes().items() if axis in ("stage", "context", "expert")
+    }
     each = chips.size // chips.slices
     for tensor in (1, 2, 4, 8):
         taken = tensor * math.prod(kept.values())

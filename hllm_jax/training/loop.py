@@ -16,6 +16,7 @@ import numpy as np
 from hllm_jax.data.batches import Batches
 from hllm_jax.data.loading import loader
 from hllm_jax.parallel import distributed
+from hllm_jax.parallel.config import pipeline_words
 from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.training.config import TrainConfig
@@ -82,6 +83,8 @@ def train(
                 run.say(f"{run.folder}: all {steps} updates are done (train.steps)")
                 loop.act(Moment(start, state, final=True))
                 return state
+            if (pipeline := layout.pipeline.facts(layout.mesh.shape["stage"])) is not None:
+                run.say(pipeline_words(pipeline))
             rows = read_ahead(batches, layout, start, steps)
             ahead = layout.put(next(rows))
             begin = time.perf_counter()

@@ -49,6 +49,8 @@ FREE = (
     "mesh.*",
     "mesh",
     "strategy",
+    "pipeline.*",
+    "pipeline",
     "distributed.*",
 )
 

@@ -29,8 +29,6 @@ def test_wrong_sizes_say_the_numbers() -> None:
         mesh_shape(MeshConfig(fsdp=3, data=-1), "ddp", 8)
     with pytest.raises(Invalid, match="only one axis may be -1"):
         MeshConfig(data=-1, fsdp=-1)
-    with pytest.raises(Invalid, match="2: pipelines are not built"):
-        MeshConfig(stage=2)
     with pytest.raises(Invalid, match="0: a size is 1 or more"):
         MeshConfig(tensor=0)
 

@@ -77,6 +77,18 @@ def test_data_parallel_training_sends_every_gradient_twice() -> None:
     assert {"op", "axis", "bytes", "count"} <= set(made.as_dict()["collectives"][0])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("here")
+def test_a_pipeline_is_planned_with_its_bubble() -> None:
+    stages = ("mesh.stage=2", "mesh.data=4", "pipeline.microbatches=4", "model.scan_layers=true")
+    made = parallel.plan(config("strategy=ddp", *stages), "v5e:2x4")
+    assert made.pipeline == {
+        "stages": 2, "schedule": "GPipe", "microbatches": 4, "repeats": 1, "bubble": 1 / 5
+    }  # fmt: skip
+    (sent,) = (each for each in made.collectives if each.op == "collective-permute")
+    assert (sent.axis, sent.count) == ("stage", 2 * 5), "a stream a tick, forwards and backwards"
+
+
 @pytest.mark.usefixtures("here", "refused")
 @pytest.mark.parametrize(
     ("strategy", "params", "grads", "optimizer"),

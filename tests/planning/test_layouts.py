@@ -88,6 +88,13 @@ def test_slices_are_the_outermost_axis(compiled: list[tuple[int, str]]) -> None:
     assert len(compiled) == 1
 
 
+def test_the_stages_of_a_configuration_are_kept(compiled: list[tuple[int, str]]) -> None:
+    config = load_run_config("configs/pretrain/tiny.yaml", ["mesh.stage=2", "model.scan_layers=true"])[1]
+    found = layouts.search(config, "v5e:2x4", most=1)
+    assert found.overrides[1] == "mesh={stage: 2, data: 1, fsdp: 4, tensor: 1}"
+    assert len(compiled) == 1
+
+
 def test_the_overrides_make_the_configuration_of_the_best(compiled: list[tuple[int, str]]) -> None:
     found = layouts.search(CONFIG, "v5e:2x4")
     again = load_run_config("configs/pretrain/tiny.yaml", found.overrides)[1]
