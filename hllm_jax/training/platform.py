@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.metadata
 import os
 import platform as host
@@ -114,6 +115,16 @@ def facts() -> dict[str, Any]:
         "command": sys.argv,
         "environment": {k: v for k, v in sorted(os.environ.items()) if k in ("XLA_FLAGS", "JAX_PLATFORMS")},
     }
+
+
+def fingerprint(path: Path) -> str:
+    """Of a Python file, or of all below a folder: the start of a SHA-256 of their names and contents."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    found = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        found.update(f"{file.relative_to(path).as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:12]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

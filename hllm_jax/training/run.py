@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+import hllm_jax
 from hllm_jax.config import ABSENT, cache_dir, diff, to_dict, to_yaml
 from hllm_jax.data.batches import Batches
 from hllm_jax.models.spec import Spec, spec_to_dict
@@ -24,7 +26,7 @@ from hllm_jax.parallel.state import TrainState, flatten
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 from hllm_jax.training import platform
 from hllm_jax.training.adapters import Base
-from hllm_jax.training.checkpoints import CheckpointError, Checkpoints, write_json
+from hllm_jax.training.checkpoints import CheckpointError, Checkpoints, write_json, write_whole
 from hllm_jax.training.metrics import MetricsFile
 
 #: Keys of cadence and placement: what they change is when and where, not what is trained.
@@ -256,10 +258,18 @@ class Run:
 
     def _agree(self) -> None:
         """Compare config, code, versions and the step to go on from with the other processes."""
+        if distributed.processes() == 1:
+            return
         own = ("distributed.*", "data.cache")
         settings = {key: value for key, value in flat(to_dict(self.config)).items() if not free(key, own)}
         here = platform.facts()
-        code = {"git": here["git"], "python": here["python"], "versions": here["versions"]}
+        recipe = sys.modules[type(self.config).__module__].__file__
+        code = {
+            "files of hllm_jax": platform.fingerprint(Path(hllm_jax.__file__).parent),
+            "files of the recipe": platform.fingerprint(Path(str(recipe))),
+            "python": here["python"],
+            "versions": here["versions"],
+        }
         values = {f"config {key}": value for key, value in settings.items()}
         values |= {f"code {key}": value for key, value in flat(code).items()}
         values |= {"step to go on from": self.resumed}
@@ -304,7 +314,7 @@ class Run:
         }
         self._write_known()
         if platform.is_coordinator():
-            (self.folder / "config.yaml").write_text(to_yaml(self.config), "utf-8")
+            write_whole(self.folder / "config.yaml", to_yaml(self.config))
 
     def _write_known(self) -> None:
         if platform.is_coordinator():
