@@ -422,7 +422,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
 
 
 def half_written(folder: Path) -> bool:
-    """Whether a folder is what a save or a deletion left that was killed, at the latest after its first step."""
+    """Whether a folder is what a save or a deletion left that was killed."""
     there = {path.name for path in folder.iterdir()}
     begun = folder.name.isdecimal() and there <= {partial(Path(MARK)).name}
     return begun or (MARK in there and MANIFEST not in there)

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from hllm_jax.parallel import overlap
+
 PACKAGES = (
     "hllm-jax",
     "jax",
@@ -24,6 +26,7 @@ PACKAGES = (
     "sentencepiece",
 )
 
+VARIABLES = ("JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "XLA_FLAGS")
 
 #: Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -72,6 +75,25 @@ def require_platform(wanted: Literal["auto", "cpu", "gpu", "tpu"]) -> str:
     return found
 
 
+def let_overlap(wanted: Literal["auto", "cpu", "gpu", "tpu"]) -> None:
+    """Append the flags that let collectives overlap with computation, see `parallel/overlap.py`.
+
+    Args:
+        wanted: `run.platform`.
+
+    Raises:
+        PlatformError: JAX has started, and its compiler has read its flags.
+        ValueError: the user's flags stand in a file.
+    """
+    platform = overlap.expected_platform(wanted)
+    if platform in overlap.FLAGS and _started():
+        raise PlatformError(
+            f"run.overlap=true comes too late: JAX has started. Set {overlap.FLAGS[platform][0]} yourself "
+            "before Python starts, or run.overlap=false"
+        )
+    overlap.set_flags(platform, os.environ)
+
+
 def keep_memory() -> None:
     """On a CPU, let each step work in the memory of the step before.
 
@@ -113,7 +135,7 @@ def facts() -> dict[str, Any]:
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "git": git_state(Path(__file__).resolve().parent),
         "command": sys.argv,
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k in ("XLA_FLAGS", "JAX_PLATFORMS")},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k in VARIABLES},
     }
 
 

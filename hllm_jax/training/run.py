@@ -34,6 +34,7 @@ FREE = (
     "recipe",
     "run.dir",
     "run.platform",
+    "run.overlap",
     "run.allow_changes",
     "train.steps",
     "train.accumulation",
@@ -100,9 +101,11 @@ class Run:
 
         Raises:
             DistributedError: the other processes do not come, or have another config, code or version.
-            PlatformError: `run.platform` is not there.
+            PlatformError: `run.platform` is not there, or flags for it come too late.
             RunError: another process works in the folder, or the config changes what the run is.
         """
+        if config.run.overlap:
+            platform.let_overlap(config.run.platform)
         distributed.start(getattr(config, "distributed", None) or DistributedConfig())
         found = platform.require_platform(config.run.platform)
         folder = Path(config.run.dir).expanduser()

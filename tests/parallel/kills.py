@@ -19,6 +19,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1  # noqa: F401  (before the forks)
 
+import hllm_jax.training.hooks
+import hllm_jax.training.loop
+import hllm_jax.training.run  # noqa: F401  (imported before the forks)
 from hllm_jax.parallel import distributed
 from hllm_jax.testing.training import ToyBatches, toy_config, toy_train
 from hllm_jax.training.checkpoints import MANIFEST, MARK, Checkpoints

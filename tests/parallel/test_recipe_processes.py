@@ -110,6 +110,18 @@ def test_finetuning_with_its_base_and_uneven_data(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_coordinator_alone_trains_a_tokenizer(folder: Path) -> None:
+    text = "recipe: tokenizer\nrun: {dir: own}\ntokenizer: {vocab_size: 300}\n"
+    (folder / "tokenizer.yaml").write_text(text + "data: {sources: [{path: documents.jsonl}]}\n", "utf-8")
+    other = folder / "other"
+    other.mkdir()
+    (status, _), (second, said) = train([folder, other], str(folder / "tokenizer.yaml"))
+    assert (status, second) == (0, 0), said
+    assert (folder / "own" / "tokenizer").is_dir()
+    assert not any(other.iterdir())
+
+
+@pytest.mark.slow
 def test_other_data_behind_the_same_path_is_named(folder: Path) -> None:
     other = folder / "other"
     other.mkdir()
