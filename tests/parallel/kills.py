@@ -28,7 +28,7 @@ from hllm_jax.training.checkpoints import MANIFEST, MARK, Checkpoints
 from hllm_jax.training.metrics import read_lines
 
 #: Updates of the whole run for each round, and between two saves.
-STEPS, EVERY = 30, 5
+STEPS, EVERY = 20, 5
 
 
 class Slow(ToyBatches):
@@ -57,7 +57,7 @@ def main() -> None:
         if in_save:
             wait_until(lambda: half_saved(parts), pids)
         else:
-            time.sleep(chance.uniform(0.0, 0.6))
+            time.sleep(chance.uniform(0.0, 0.4))
         victim = chance.randrange(2)
         os.kill(pids[victim], signal.SIGKILL)
         half, killed = half_saved(parts), time.monotonic()

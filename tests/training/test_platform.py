@@ -34,6 +34,6 @@ print(*(fresh_pages() for _ in range(4)))
 def test_a_step_works_in_the_memory_of_the_step_before() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     without, kept = (list(map(int, line.split())) for line in done.stdout.splitlines())
-    # Eight calls with 64 MB of intermediate results. While the heap grows to what threads hold at once, a call
+    # Eight calls with 64 MB of intermediate results. While the heap grows to what threads hold at once, one
     # may still find no free piece that is long enough: what counts is the best of a few rounds.
     assert min(kept) < min(without) / 4
