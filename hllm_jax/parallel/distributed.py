@@ -170,7 +170,7 @@ def coordinator_first(name: str, seconds: float = PREPARATION_SECONDS) -> Iterat
         return
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         _client().key_value_set(f"{failed}0", str(error) or repr(error))
         raise
     finally:

@@ -110,9 +110,12 @@ class Run:
         found = platform.require_platform(config.run.platform)
         folder = Path(config.run.dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        run = cls(config, folder, lock_folder(folder))
+        # The coordinator removes what a killed save left, and what it refuses all refuse.
+        with distributed.coordinator_first("run folder"):
+            run = cls(config, folder, lock_folder(folder))
         try:
-            run._check_changes()
+            with distributed.coordinator_first("config"):
+                run._check_changes()
             run._agree()
             run._write_down()
         except BaseException:

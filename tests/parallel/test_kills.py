@@ -27,7 +27,6 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         **os.environ,
         "PYTHONPATH": str(PROGRAM.parents[2]),
         "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, str(PROGRAM), str(tmp_path), str(ROUNDS), "0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -68,7 +69,6 @@ def train(folders: list[Path], *arguments: str, roots: tuple[Path, ...] = ()) ->
             **os.environ,
             "PYTHONPATH": str((*roots, ROOT, ROOT)[index]),
             "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(folders[0] / "xla"),
             "HLLM_CACHE": str(folders[0] / "cache"),
         }
         command = [
@@ -119,6 +119,18 @@ def test_the_coordinator_alone_trains_a_tokenizer(folder: Path) -> None:
     assert (status, second) == (0, 0), said
     assert (folder / "own" / "tokenizer").is_dir()
     assert not any(other.iterdir())
+
+
+@pytest.mark.slow
+def test_what_the_coordinator_refuses_all_refuse(folder: Path) -> None:
+    (folder / "base").mkdir()
+    with (folder / "base" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (status, said), (second, heard) = train([folder, folder], "base.yaml")
+    assert (status, second) == (2, 2)
+    assert "hllm train: another process (pid unknown) trains in base" in said
+    assert f"({socket.gethostname()}, pid" in heard
+    assert "ended with an error: another process (pid unknown) trains in base" in heard
 
 
 @pytest.mark.slow
