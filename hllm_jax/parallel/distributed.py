@@ -29,6 +29,10 @@ PREPARATION_SECONDS = 24 * 3600
 #: How often each name was used. All processes pass the same places in the same order, so they count alike.
 _times: collections.Counter[str] = collections.Counter()
 
+#: After this share of the heartbeat the watch says who is silent. JAX beats twice in a heartbeat, so it ends the
+#: others between a half and a whole one after a death, and that has to be said before.
+SILENCE = 0.3
+
 
 class DistributedError(RuntimeError):
     """Processes that cannot start together, do not arrive, or do not agree."""
@@ -242,7 +246,7 @@ class Watch(threading.Thread):
     its Python stands still; JAX, which beats below Python, hears nothing of the dead alone.
 
     Args:
-        heartbeat: seconds of silence after which JAX ends the others; the watch speaks a little earlier.
+        heartbeat: seconds of silence after which JAX ends the others; the watch speaks earlier.
     """
 
     end_of_this = "JAX ends this process; start all again, and the run goes on from its newest checkpoint"
@@ -271,7 +275,7 @@ class Watch(threading.Thread):
                     )
                 return
             self.look(found, time.monotonic())
-            time.sleep(self.heartbeat / 8)
+            time.sleep(self.heartbeat / 16)
 
     def look(self, found: Mapping[int, int], now: float) -> None:
         """Compare the counts of all with those of before, and say who has become silent or is back."""
@@ -279,12 +283,12 @@ class Watch(threading.Thread):
             i: (found.get(i, -1), now) if found.get(i, -1) != last else (last, then)
             for i, (last, then) in self.moved.items()
         }
-        before, limit = self.silent, 0.6 * self.heartbeat
+        before, limit = self.silent, SILENCE * self.heartbeat
         self.silent = [i for i, (_, then) in self.moved.items() if now - then > limit]
         for i in self.silent:
             if i not in before:
                 gone = f"{self.names[i]} gone: silent for {limit:.0f} s"
-                self.say(f"{gone}. After {self.heartbeat:g} s {self.end_of_this}")
+                self.say(f"{gone}. By {self.heartbeat:g} s {self.end_of_this}")
         for i in before:
             if i not in self.silent:
                 self.say(f"{self.names[i]} is back: it was only busy")
