@@ -29,8 +29,8 @@ PREPARATION_SECONDS = 24 * 3600
 #: How often each name was used. All processes pass the same places in the same order, so they count alike.
 _times: collections.Counter[str] = collections.Counter()
 
-#: After this share of the heartbeat the watch says who is silent. JAX beats twice in a heartbeat, so it ends the
-#: others between a half and a whole one after a death, and that has to be said before.
+#: After this share of the heartbeat the watch says who is silent. JAX beats twice in a heartbeat, so it ends
+#: the others between a half and a whole one after a death: it has to be said before.
 SILENCE = 0.3
 
 
