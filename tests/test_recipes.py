@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,22 @@ def test_an_unknown_recipe_is_not_copied() -> None:
     with pytest.raises(ValueError, match="Did you mean count"):
         recipes.copy("counts", "mine")
     assert not Path("mine").exists()
+
+
+def test_one_process_prepares_the_data_of_a_recipe_and_the_others_wait() -> None:
+    """Every `config.data.build(…)` of a shipped recipe stands in a `with run.coordinator_first(…)`."""
+    alone, found = [], 0
+    for recipe in recipes.recipes():
+        tree = ast.parse(recipe.path.read_text("utf-8"))
+        waiting = [node for node in ast.walk(tree) if isinstance(node, ast.With) and waits(node)]
+        inside = {id(node) for block in waiting for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "config.data.build":
+                found += 1
+                alone += [] if id(node) in inside else [f"{recipe.path.name}:{node.lineno}"]
+    assert alone == []
+    assert found >= 6, "training and held-out data of three recipes"
+
+
+def waits(block: ast.With) -> bool:
+    return any(ast.unparse(item.context_expr).startswith("run.coordinator_first(") for item in block.items)

@@ -83,7 +83,7 @@ def make_step(
 def main(config: Config) -> training.TrainState:
     """Train, or go on where the run folder stands."""
     # ---- the encoder to start from; run, labels, tokenizer, model ----
-    training.make_base(config.model.load, config.base)
+    training.make_base(config.model.load, config.base, config.distributed)
     run = training.Run.start(config)
     task = config.task.resolve(config.data)
     tokenizer, model, params, fresh = training.begin_task(run, config.model, task)
@@ -108,7 +108,8 @@ def main(config: Config) -> training.TrainState:
     # ---- beside training: save first, then what may fail ----
     hooks = [training.save(run, config.checkpoint.every)]
     if config.eval.every != 0:
-        held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
+        with run.coordinator_first("held-out data"):
+            held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
         measure = evals.make_task_evaluation(loss, layout, held_out, task, config.eval.batches)
         hooks.append(training.evaluate(run, measure, config.eval.every))
     hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]

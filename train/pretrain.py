@@ -104,7 +104,8 @@ def main(config: Config) -> training.TrainState:
     # ---- beside training: save first, then what may fail ----
     hooks = [training.save(run, config.checkpoint.every)]
     if config.eval.every != 0:
-        held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
+        with run.coordinator_first("held-out data"):
+            held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
         sizes = tokenizer.byte_lengths if config.objective.kind == "causal" else None
         measure = training.make_evaluation(loss, layout, held_out, sizes, config.eval.batches)
         hooks.append(training.evaluate(run, measure, config.eval.every))

@@ -77,7 +77,7 @@ def make_step(
 def main(config: Config) -> training.TrainState:
     """Train, or go on where the run folder stands."""
     # ---- the model to start from; run, tokenizer, model ----
-    training.make_base(config.model.load, config.base)
+    training.make_base(config.model.load, config.base, config.distributed)
     run = training.Run.start(config)
     tokenizer, model, params = training.begin(run, config.model, adapters=config.lora)
 
@@ -100,7 +100,8 @@ def main(config: Config) -> training.TrainState:
     # ---- beside training: save first, then what may fail ----
     hooks = [training.save(run, config.checkpoint.every)]
     if config.eval.every != 0:
-        held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
+        with run.coordinator_first("held-out data"):
+            held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
         measure = training.make_evaluation(
             loss, layout, held_out, tokenizer.byte_lengths, config.eval.batches
         )

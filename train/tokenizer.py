@@ -13,6 +13,7 @@ from pathlib import Path
 from hllm_jax import data
 from hllm_jax.config import config, to_yaml
 from hllm_jax.data.config import DataConfig
+from hllm_jax.parallel.config import DistributedConfig
 from hllm_jax.tokenizers.config import TokenizerConfig
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 from hllm_jax.training.config import RunConfig
@@ -29,9 +30,19 @@ class Config:
     run: RunConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
 
-def main(config: Config) -> Tokenizer:
+def main(config: Config) -> Tokenizer | None:
+    """What `train` does, in one process; the others wait for it, and have no tokenizer."""
+    from hllm_jax.parallel import distributed
+
+    distributed.start(config.distributed)
+    with distributed.coordinator_first("tokenizer"):
+        return train(config) if distributed.process() == 0 else None
+
+
+def train(config: Config) -> Tokenizer:
     """Train (or take from the cache), save, measure."""
     folder = Path(config.run.dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)

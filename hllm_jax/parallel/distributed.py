@@ -7,9 +7,11 @@ process every function returns at once.
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -23,6 +25,13 @@ from hllm_jax.parallel.config import DistributedConfig
 
 #: Preparing data may take a day; a coordinator that dies meanwhile is noticed by its heartbeat.
 PREPARATION_SECONDS = 24 * 3600
+
+#: How often each name was used. All processes pass the same places in the same order, so they count alike.
+_times: collections.Counter[str] = collections.Counter()
+
+#: After this share of the heartbeat the watch says who is silent. JAX beats twice in a heartbeat, so it ends
+#: the others between a half and a whole one after a death: it has to be said before.
+SILENCE = 0.3
 
 
 class DistributedError(RuntimeError):
@@ -71,6 +80,9 @@ def start(config: DistributedConfig) -> None:
         late.cancel()
     _client().key_value_set(f"hllm/host/{process()}", f"{socket.gethostname()}, pid {os.getpid()}")
     barrier("start", config.start_seconds)
+    if process():
+        # JAX ends the process at once where that one dies: nothing can be said then.
+        print(f"{host(process())}: the leader task is {host(0)}", file=sys.stderr, flush=True)
     watch = Watch(config.heartbeat_seconds)
     atexit.register(watch.end)
     watch.start()
@@ -113,7 +125,7 @@ def barrier(name: str, seconds: float) -> None:
     """Wait until every process is here.
 
     Args:
-        name: of the place; each may be passed once.
+        name: of the place; it may be passed again and again.
         seconds: so long at most.
 
     Raises:
@@ -121,11 +133,12 @@ def barrier(name: str, seconds: float) -> None:
     """
     if processes() == 1:
         return
-    _client().key_value_set(f"hllm/at/{name}/{process()}", "here")
+    place = _again(f"barrier/{name}")
+    _client().key_value_set(f"hllm/{place}/{process()}", "here")
     try:
-        _client().wait_at_barrier(f"hllm/{name}", int(1000 * seconds))
+        _client().wait_at_barrier(f"hllm/{place}", int(1000 * seconds))
     except Exception as error:
-        lost = missing(name)
+        lost = missing(place)
         who = ", ".join(map(host, lost)) or " ".join(str(error).split())[:300]
         raise DistributedError(
             f"{host(process())} waited {seconds:g} s at {name!r} for {who}: look at its log, and whether its "
@@ -133,10 +146,10 @@ def barrier(name: str, seconds: float) -> None:
         ) from error
 
 
-def missing(name: str) -> list[int]:
+def missing(place: str) -> list[int]:
     """The processes that did not come to a barrier."""
     try:
-        here = {int(key.rpartition("/")[2]) for key, _ in _client().key_value_dir_get(f"hllm/at/{name}/")}
+        here = {int(key.rpartition("/")[2]) for key, _ in _client().key_value_dir_get(f"hllm/{place}/")}
     except Exception:
         return []
     return [index for index in range(processes()) if index not in here]
@@ -147,12 +160,24 @@ def coordinator_first(name: str, seconds: float = PREPARATION_SECONDS) -> Iterat
     """The others enter when process 0 has left: they find what it prepared, where they share its disk.
 
     Raises:
-        DistributedError: process 0 did not come to the end.
+        DistributedError: process 0 did not come to the end, or ended with an error.
     """
+    if processes() == 1:
+        yield
+        return
+    failed = f"hllm/{_again(f'failed/{name}')}/"
     if process() != 0:
         barrier(name, seconds)
-    yield
-    if process() == 0:
+        for _, error in _client().key_value_dir_get(failed):
+            raise DistributedError(f"{host(0)} ended with an error: {error}")
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        _client().key_value_set(f"{failed}0", str(error) or repr(error))
+        raise
+    finally:
         barrier(name, seconds)
 
 
@@ -160,7 +185,7 @@ def agree(name: str, values: Mapping[str, Any], seconds: float) -> None:
     """Refuse to go on where processes differ.
 
     Args:
-        name: of what is compared; each may be compared once.
+        name: of what is compared; it may be compared again and again.
         values: dotted name -> what JSON can hold.
         seconds: so long the slowest process may take to come here.
 
@@ -169,10 +194,11 @@ def agree(name: str, values: Mapping[str, Any], seconds: float) -> None:
     """
     if processes() == 1:
         return
-    _client().key_value_set(f"hllm/agree/{name}/{process()}", json.dumps(values, sort_keys=True, default=str))
-    barrier(f"agree/{name}", seconds)
+    place = f"hllm/{_again(f'agree/{name}')}"
+    _client().key_value_set(f"{place}/{process()}", json.dumps(values, sort_keys=True, default=str))
+    barrier(f"agree on {name}", seconds)
     said = [
-        json.loads(_client().blocking_key_value_get(f"hllm/agree/{name}/{index}", int(1000 * seconds)))
+        json.loads(_client().blocking_key_value_get(f"{place}/{index}", int(1000 * seconds)))
         for index in range(processes())
     ]
     lines = [
@@ -199,24 +225,42 @@ def stop_at(step: int) -> bool:
     return processes() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
+def ask_to_stop(status: int) -> None:
+    """Let all processes stop after the same update, as SIGTERM does, and end with this status."""
+    _client().key_value_set("hllm/stop/status", str(status), allow_overwrite=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_status() -> int:
+    """The status that a process asked for where it asked all to stop; 0 for SIGTERM or a notice."""
+    if processes() > 1:
+        for _, status in _client().key_value_dir_get("hllm/stop/"):
+            return int(status)
+    return 0
+
+
 class Watch(threading.Thread):
     """Says which process is gone before JAX, which only knows its number, ends this one.
 
-    Every process counts up in the coordination service; one whose count stands still does not live any more.
+    Every process counts up in the coordination service. One whose count stands still is dead, or so busy that
+    its Python stands still; JAX, which beats below Python, hears nothing of the dead alone.
 
     Args:
-        heartbeat: seconds of silence after which JAX ends the others; the watch speaks a little earlier.
+        heartbeat: seconds of silence after which JAX ends the others; the watch speaks earlier.
     """
+
+    end_of_this = "JAX ends this process; start all again, and the run goes on from its newest checkpoint"
 
     def __init__(self, heartbeat: float) -> None:
         super().__init__(name="watch", daemon=True)
         self.heartbeat = heartbeat
         self.ending = False
         self.names = [host(index) for index in range(processes())]
+        self.moved = dict.fromkeys(range(len(self.names)), (-1, time.monotonic()))
+        self.silent: list[int] = []
 
     def run(self) -> None:
-        """Until somebody is gone, or this process ends."""
-        moved = dict.fromkeys(range(len(self.names)), (-1, time.monotonic()))
+        """Until the coordinator is gone, or this process ends."""
         count = 0
         while True:
             count += 1
@@ -226,19 +270,28 @@ class Watch(threading.Thread):
                 found = {int(k.rpartition("/")[2]): int(v) for k, v in client.key_value_dir_get("hllm/beat/")}
             except Exception:
                 if not self.ending:
-                    self.say(f"{self.names[0]}, the coordinator, cannot be reached any more")
+                    self.say(
+                        f"{self.names[0]}, the coordinator, cannot be reached any more. {self.end_of_this}"
+                    )
                 return
-            now = time.monotonic()
-            moved = {
-                i: (found.get(i, -1), now) if found.get(i, -1) != last else (last, then)
-                for i, (last, then) in moved.items()
-            }
-            silent = [i for i, (_, then) in moved.items() if now - then > 0.6 * self.heartbeat]
-            if silent:
-                gone = " and ".join(self.names[i] for i in silent)
-                self.say(f"{gone} gone: silent for {0.6 * self.heartbeat:.0f} s")
-                return
-            time.sleep(self.heartbeat / 8)
+            self.look(found, time.monotonic())
+            time.sleep(self.heartbeat / 16)
+
+    def look(self, found: Mapping[int, int], now: float) -> None:
+        """Compare the counts of all with those of before, and say who has become silent or is back."""
+        self.moved = {
+            i: (found.get(i, -1), now) if found.get(i, -1) != last else (last, then)
+            for i, (last, then) in self.moved.items()
+        }
+        before, limit = self.silent, SILENCE * self.heartbeat
+        self.silent = [i for i, (_, then) in self.moved.items() if now - then > limit]
+        for i in self.silent:
+            if i not in before:
+                gone = f"{self.names[i]} gone: silent for {limit:.0f} s"
+                self.say(f"{gone}. By {self.heartbeat:g} s {self.end_of_this}")
+        for i in before:
+            if i not in self.silent:
+                self.say(f"{self.names[i]} is back: it was only busy")
 
     def end(self) -> None:
         """From here on the coordinator may leave."""
@@ -246,11 +299,13 @@ class Watch(threading.Thread):
 
     def say(self, what: str) -> None:
         """To standard error, at once."""
-        print(
-            f"{what}. This process ends; start all again, and the run goes on from its newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(what, file=sys.stderr, flush=True)
+
+
+def _again(name: str) -> str:
+    """The name with how often it was used: no key of JAX's service can be set twice, no barrier passed."""
+    _times[name] += 1
+    return f"{name}/{_times[name]}"
 
 
 def _reach(address: str, seconds: float, who: str, remedy: str) -> None:

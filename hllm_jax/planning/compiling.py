@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from hllm_jax.parallel.overlap import set_flags
 from hllm_jax.parallel.planning.topology import Topology, devices_of, parse_topology
 
 if TYPE_CHECKING:
@@ -126,6 +128,8 @@ def plan(
             "compiles; train/pretrain.py shows one"
         )
     chips = topology if isinstance(topology, Topology) else parse_topology(topology, slices)
+    if config.run.overlap:
+        set_flags(chips.chip.platform, os.environ)
     return Planning(recipe, config, chips, devices_of(chips), spec_of_run(config), name).plan(tokens)
 
 

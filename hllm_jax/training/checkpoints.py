@@ -5,7 +5,7 @@
     checkpoints/00000020/manifest.json   written last: what is in it; a step without it was never saved
 
 No file points at the newest step, so none can point at one that is half written. Only folders with our own
-manifest or mark are ever deleted.
+manifest or mark are ever deleted, and those of a step that hold nothing yet.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Checkpoints:
         if own and jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
-                if (path / MARK).is_file() and not (path / MANIFEST).is_file():
+                if path.is_dir() and half_written(path):
                     shutil.rmtree(path)
 
     # -- reading --------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class Checkpoints:
             delete(self.path(step))
 
     def _refuse_foreign(self, folder: Path) -> None:
-        if not (folder / MARK).is_file():
+        if not half_written(folder):
             raise CheckpointError(f"{folder} is in the way and was not made by hllm_jax: move it elsewhere")
 
     def _failed(self, step: int, error: BaseException) -> CheckpointError:
@@ -421,6 +421,13 @@ def verify(folder: Path, manifest: Manifest) -> None:
             raise CheckpointError(f"{path} was changed since it was written (its checksum differs): {remedy}")
 
 
+def half_written(folder: Path) -> bool:
+    """Whether a folder is what a save or a deletion left that was killed."""
+    there = {path.name for path in folder.iterdir()}
+    begun = folder.name.isdecimal() and there <= {partial(Path(MARK)).name}
+    return begun or (MARK in there and MANIFEST not in there)
+
+
 def commit(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, whole or not at all: from here on the checkpoint exists."""
     write_json(folder / MANIFEST, dataclasses.asdict(manifest))
@@ -454,10 +461,19 @@ def checksum(path: Path) -> tuple[int, int]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """The same as `write_whole`, of a value that JSON can hold."""
+    write_whole(path, json.dumps(value, ensure_ascii=False))
+
+
+def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all, and through to the disk."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False)
+    with partial(path).open("w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    os.replace(partial(path), path)
+
+
+def partial(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(path.name + ".partial")

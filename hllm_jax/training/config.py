@@ -20,12 +20,15 @@ class RunConfig:
         dir: the run folder, on a local or mounted disk; made if missing, resumed if it holds checkpoints.
         seed: of initial weights, data order and dropout.
         platform: refuse to run on anything else; `auto` takes what JAX finds.
+        overlap: append the flags of `parallel/overlap.py`, which let collectives overlap with computation, to
+            LIBTPU_INIT_ARGS (TPU) or XLA_FLAGS (GPU); flags that are set already stay as they are.
         allow_changes: resume although the config differs in what the run is.
     """
 
     dir: str = "runs/default"
     seed: int = 0
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    overlap: bool = False
     allow_changes: bool = False
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ import jax
 from hllm_jax.config import to_dict
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.training.config import LogConfig, ProfileConfig
+from hllm_jax.training.platform import is_coordinator
 from hllm_jax.training.run import Run
 
 
@@ -157,12 +158,19 @@ def profile(run: Run, config: ProfileConfig) -> Hook:
 def track(run: Run, config: LogConfig) -> list[Hook]:
     """Hooks that send every logged line to TensorBoard, W&B or SwanLab, as the config asks.
 
+    Of several processes only the coordinator does.
+
     Raises:
         RuntimeError: what is asked for is not installed.
     """
     hooks: list[Hook] = []
-    if config.tensorboard:
-        writer = _imported("tensorboardX", "log.tensorboard").SummaryWriter(str(run.folder / "tensorboard"))
+    # All look whether it is there: it is better that all stop than one alone.
+    board = _imported("tensorboardX", "log.tensorboard") if config.tensorboard else None
+    library = _imported(config.tracker, "log.tracker") if config.tracker is not None else None
+    if not is_coordinator():
+        return hooks
+    if board is not None:
+        writer = board.SummaryWriter(str(run.folder / "tensorboard"))
 
         def to_tensorboard(line: Mapping[str, Any]) -> None:
             for name, value in line.items():
@@ -170,8 +178,7 @@ def track(run: Run, config: LogConfig) -> list[Hook]:
                     writer.add_scalar(name, value, line["step"])
 
         hooks.append(Hook("tensorboard", seen=to_tensorboard, close=writer.close))
-    if config.tracker is not None:
-        library = _imported(config.tracker, "log.tracker")
+    if config.tracker is not None and library is not None:
         options = {"project": "hllm_jax", "config": to_dict(run.config)}
         if config.tracker == "wandb":
             options |= {"name": run.folder.name, "dir": str(run.folder), "resume": "allow"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import os
 import signal
 import threading
 import time
@@ -54,7 +53,8 @@ def train(
     """Train from `state.step` to `steps`.
 
     The host never waits for an update to finish before it has sent the next ones. SIGTERM ends the process
-    with status 0 and Ctrl-C with 130, both after a checkpoint.
+    with status 0 and Ctrl-C with 130, both after a checkpoint; with several processes all of them, whichever
+    of them was told.
 
     Args:
         run: the run; its config has the sections `train` and `log`.
@@ -104,7 +104,7 @@ def train(
                 loop.after(moment, metrics)
                 if stop:
                     run.say(f"interrupted after update {n + 1}: saved, `hllm train {run.folder}` goes on")
-                    raise SystemExit(interruption.status or 0)
+                    raise SystemExit(interruption.status or distributed.stop_status())
             return state
         finally:
             loop.close()
@@ -252,6 +252,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.status: int | None = None
+        self._told = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -268,14 +269,15 @@ class Interruption:
 
     def due(self, step: int) -> bool:
         """Whether the run stops after this update; asked once an update."""
-        if distributed.processes() > 1:
-            return distributed.stop_at(step)
-        return self.status is not None
+        if distributed.processes() == 1:
+            return self.status is not None
+        if self.status is not None and not self._told:
+            distributed.ask_to_stop(self.status)
+            self._told = True
+        return distributed.stop_at(step)
 
     def _ask(self, number: int, frame: Any) -> None:
         del frame
         if number == signal.SIGINT and self.status is not None:
             raise KeyboardInterrupt
         self.status = 0 if number == signal.SIGTERM else 130
-        if distributed.processes() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.metadata
 import os
 import platform as host
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal
+
+from hllm_jax.parallel import overlap
 
 PACKAGES = (
     "hllm-jax",
@@ -23,6 +26,7 @@ PACKAGES = (
     "sentencepiece",
 )
 
+VARIABLES = ("JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "XLA_FLAGS")
 
 #: Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -71,6 +75,25 @@ def require_platform(wanted: Literal["auto", "cpu", "gpu", "tpu"]) -> str:
     return found
 
 
+def let_overlap(wanted: Literal["auto", "cpu", "gpu", "tpu"]) -> None:
+    """Append the flags that let collectives overlap with computation, see `parallel/overlap.py`.
+
+    Args:
+        wanted: `run.platform`.
+
+    Raises:
+        PlatformError: JAX has started, and its compiler has read its flags.
+        ValueError: the user's flags stand in a file.
+    """
+    platform = overlap.expected_platform(wanted)
+    if platform in overlap.FLAGS and _started():
+        raise PlatformError(
+            f"run.overlap=true comes too late: JAX has started. Set {overlap.FLAGS[platform][0]} yourself "
+            "before Python starts, or run.overlap=false"
+        )
+    overlap.set_flags(platform, os.environ)
+
+
 def keep_memory() -> None:
     """On a CPU, let each step work in the memory of the step before.
 
@@ -112,8 +135,18 @@ def facts() -> dict[str, Any]:
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "git": git_state(Path(__file__).resolve().parent),
         "command": sys.argv,
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k in ("XLA_FLAGS", "JAX_PLATFORMS")},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k in VARIABLES},
     }
+
+
+def fingerprint(path: Path) -> str:
+    """Of a Python file, or of all below a folder: the start of a SHA-256 of their names and contents."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    found = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        found.update(f"{file.relative_to(path).as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:12]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.models.config import LoRAConfig, ModelConfig
 from hllm_jax.models.layout import Model, is_stacked, stack_layers, unstack_layers
 from hllm_jax.models.spec import Spec, spec_from_dict, spec_to_dict
+from hllm_jax.parallel import distributed
+from hllm_jax.parallel.config import DistributedConfig
 from hllm_jax.parallel.layout import Load
 from hllm_jax.parallel.state import TrainState
 from hllm_jax.tokenizers import load_tokenizer
@@ -241,26 +243,39 @@ def begin(
     return Beginning(tokenizer, built, functools.partial(loaded.read, model.scan_layers))
 
 
-def make_base(load: str | None, base: str | None) -> None:
+def make_base(load: str | None, base: str | None, processes: DistributedConfig) -> None:
     """Train the model that a run starts from, if that is a run folder which is not finished.
 
     Args:
         load: `model.load`.
         base: a config, shipped or a file; its `run.dir` becomes `load`.
+        processes: of the run; all of them train its base too.
     """
     if load is None or base is None:
         return
+    distributed.start(processes)
     folder = Path(load).expanduser()
+    begin = _unfinished(folder, base)
+    # All look before the first of them begins, and go on when process 0 has written the last checkpoint.
+    values = {f"{folder} is to be trained first": begin is not None}
+    distributed.agree("base", values, processes.barrier_seconds)
+    if begin is not None:
+        begin()
+        distributed.barrier("base", processes.barrier_seconds)
+
+
+def _unfinished(folder: Path, base: str) -> Callable[[], Any] | None:
+    """What trains the model of a run folder; None where that is done, or where other files lie there."""
     saved = folder / "config.yaml"
     if folder.exists() and not saved.is_file():
-        return
+        return None
     from hllm_jax.recipes import load_run_config
 
     recipe, config = load_run_config(saved if saved.is_file() else base, [f"run.dir={folder}"])
     wanted = config.train.steps
     latest = Checkpoints(folder / "checkpoints", own=False).latest()
-    if latest is None or (wanted is not None and latest < wanted):
-        recipe.main(config)
+    done = latest is not None and (wanted is None or latest >= wanted)
+    return None if done else functools.partial(recipe.main, config)
 
 
 def checkpoint_of(source: Source) -> Path:

@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+import hllm_jax
 from hllm_jax.config import ABSENT, cache_dir, diff, to_dict, to_yaml
 from hllm_jax.data.batches import Batches
 from hllm_jax.models.spec import Spec, spec_to_dict
@@ -24,7 +26,7 @@ from hllm_jax.parallel.state import TrainState, flatten
 from hllm_jax.tokenizers.tokenizer import Tokenizer
 from hllm_jax.training import platform
 from hllm_jax.training.adapters import Base
-from hllm_jax.training.checkpoints import CheckpointError, Checkpoints, write_json
+from hllm_jax.training.checkpoints import CheckpointError, Checkpoints, write_json, write_whole
 from hllm_jax.training.metrics import MetricsFile
 
 #: Keys of cadence and placement: what they change is when and where, not what is trained.
@@ -32,6 +34,7 @@ FREE = (
     "recipe",
     "run.dir",
     "run.platform",
+    "run.overlap",
     "run.allow_changes",
     "train.steps",
     "train.accumulation",
@@ -100,16 +103,21 @@ class Run:
 
         Raises:
             DistributedError: the other processes do not come, or have another config, code or version.
-            PlatformError: `run.platform` is not there.
+            PlatformError: `run.platform` is not there, or flags for it come too late.
             RunError: another process works in the folder, or the config changes what the run is.
         """
+        if config.run.overlap:
+            platform.let_overlap(config.run.platform)
         distributed.start(getattr(config, "distributed", None) or DistributedConfig())
         found = platform.require_platform(config.run.platform)
         folder = Path(config.run.dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        run = cls(config, folder, lock_folder(folder))
+        # The coordinator removes what a killed save left, and what it refuses all refuse.
+        with distributed.coordinator_first("run folder"):
+            run = cls(config, folder, lock_folder(folder))
         try:
-            run._check_changes()
+            with distributed.coordinator_first("config"):
+                run._check_changes()
             run._agree()
             run._write_down()
         except BaseException:
@@ -258,10 +266,18 @@ class Run:
 
     def _agree(self) -> None:
         """Compare config, code, versions and the step to go on from with the other processes."""
+        if distributed.processes() == 1:
+            return
         own = ("distributed.*", "data.cache")
         settings = {key: value for key, value in flat(to_dict(self.config)).items() if not free(key, own)}
         here = platform.facts()
-        code = {"git": here["git"], "python": here["python"], "versions": here["versions"]}
+        recipe = sys.modules[type(self.config).__module__].__file__
+        code = {
+            "files of hllm_jax": platform.fingerprint(Path(hllm_jax.__file__).parent),
+            "files of the recipe": platform.fingerprint(Path(str(recipe))),
+            "python": here["python"],
+            "versions": here["versions"],
+        }
         values = {f"config {key}": value for key, value in settings.items()}
         values |= {f"code {key}": value for key, value in flat(code).items()}
         values |= {"step to go on from": self.resumed}
@@ -306,7 +322,7 @@ class Run:
         }
         self._write_known()
         if platform.is_coordinator():
-            (self.folder / "config.yaml").write_text(to_yaml(self.config), "utf-8")
+            write_whole(self.folder / "config.yaml", to_yaml(self.config))
 
     def _write_known(self) -> None:
         if platform.is_coordinator():

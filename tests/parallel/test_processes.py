@@ -138,14 +138,25 @@ def test_another_config_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [0, 1])
-def test_sigterm_of_one_saves_and_ends_all(tmp_path: Path, which: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "which", "expected"),
+    [
+        (signal.SIGTERM, [0], 0),
+        (signal.SIGTERM, [1], 0),
+        (signal.SIGINT, [1], 130),
+        (signal.SIGINT, [0, 1], 130),
+    ],
+)
+def test_a_signal_saves_and_ends_all(
+    tmp_path: Path, number: signal.Signals, which: list[int], expected: int
+) -> None:
     folder = tmp_path / "run"
     started = start(folder, 2, 1, "train.steps=2000", "train.batch_size=16")
     wait_for(folder, 6, started)
-    started[which].send_signal(signal.SIGTERM)
+    for index in which:
+        started[index].send_signal(number)
     for status, said in finish(started):
-        assert status == 0, said
+        assert status == expected, said
     last = Checkpoints(folder / "checkpoints", own=False).latest()
     assert last == read_lines(folder / "metrics.jsonl")[-1]["step"]
 

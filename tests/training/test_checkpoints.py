@@ -76,6 +76,17 @@ def test_newest_and_best_stay(tmp_path: Path) -> None:
     assert read_manifest(checkpoints.path(2)).metrics == {"eval/loss": 1.0}
 
 
+@pytest.mark.parametrize("left", [[], ["saving.json.partial"], ["saving.json", "arrays"]])
+def test_a_save_that_was_killed_is_not_in_the_way(tmp_path: Path, left: list[str]) -> None:
+    """As after a kill before the mark was written, while it was, and later."""
+    (tmp_path / "00000002").mkdir()
+    for name in left:
+        (tmp_path / "00000002" / name).write_text("{}")
+    checkpoints = Checkpoints(tmp_path)
+    assert not checkpoints.path(2).exists()
+    assert save_steps(tmp_path, 1, 2).steps() == [1, 2]
+
+
 def test_retention_deletes_only_ours(tmp_path: Path) -> None:
     for name in ("00000000", "mine", "00000099"):
         (tmp_path / name).mkdir()

@@ -24,15 +24,16 @@ def fresh_pages():
         two(x).block_until_ready()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(fresh_pages())
+print(fresh_pages(), fresh_pages())
 keep_memory()
-print(fresh_pages())
+print(*(fresh_pages() for _ in range(4)))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the pages of glibc's allocator")
 def test_a_step_works_in_the_memory_of_the_step_before() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    without, kept = map(int, done.stdout.split())
-    # Eight calls with 64 MB of intermediate results; a call may still find no free piece that is long enough.
-    assert kept < without / 2
+    without, kept = (list(map(int, line.split())) for line in done.stdout.splitlines())
+    # Eight calls with 64 MB of intermediate results. While the heap grows to what threads hold at once, one
+    # may still find no free piece that is long enough: what counts is the best of a few rounds.
+    assert min(kept) < min(without) / 4
