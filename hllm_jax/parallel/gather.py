@@ -249,14 +249,9 @@ def _by_parts(function: Callable[[jax.Array], jax.Array], rest: Split, x: jax.Ar
 def _scatter_along(x: jax.Array, dim: int, axes: tuple[str, ...]) -> jax.Array:
     """The sum over the devices, of which each keeps its part along `dim`.
 
-    As a matrix, and never along its last axis: of higher ranks, and of parts that are no multiple of its 128
-    lanes, the TPU compiler makes an all-reduce, at twice the cost, to keep its layout.
+    As a matrix: of higher ranks the TPU compiler makes an all-reduce, at twice the cost, to keep its layout.
     """
     lead, trail = x.shape[:dim], x.shape[dim + 1 :]
-    if lead and not trail:
-        flat = x.reshape(math.prod(lead), -1).T
-        part = jax.lax.psum_scatter(flat, axes, scatter_dimension=0, tiled=True).T
-        return part.reshape(*lead, -1)
     before = (math.prod(lead),) if lead else ()
     after = (math.prod(trail),) if trail else ()
     flat = x.reshape(*before, x.shape[dim], *after)

@@ -210,20 +210,27 @@ class Planning:
         )
 
     def compile(self) -> tuple[Any, Refusal | None, float]:
-        """The compiled step or why there is none, and the seconds that it took."""
+        """The compiled step or why there is none, and the seconds that it took.
+
+        Raises:
+            PlanError: the compiler stopped for another reason than memory.
+        """
         from hllm_jax.parallel.planning.refusal import read_refusal
 
         begun = time.perf_counter()
-        lowered = self.step.lower(self.layout.abstract_state, self._batch())
         try:
-            compiled = lowered.compile()
-        except Exception as error:
+            compiled = self.step.lower(self.layout.abstract_state, self._batch()).compile()
+        except RuntimeError as error:
             refusal = read_refusal(str(error))
             if refusal is None:
                 words = str(error).strip().splitlines()
+                said = words[0][:300] if words else type(error).__name__
+                remedy = ""
+                if self.topology.chip.platform == "gpu" and "cudnn" in said.lower():
+                    remedy = "; it is only found where a GPU is, model.attention=plain plans without it"
                 raise PlanError(
-                    f"the compiler for {self.topology.name} gave up, not for want of memory: "
-                    f"{words[0][:300] if words else type(error).__name__}"
+                    f"the step could not be compiled for {self.topology.name}, not for want of memory: "
+                    f"{said}{remedy}"
                 ) from error
             return None, refusal, time.perf_counter() - begun
         return compiled, None, time.perf_counter() - begun
