@@ -14,8 +14,9 @@ import pytest
 
 from hllm_jax.config import Invalid
 from hllm_jax.objectives.language_model import causal_lm
-from hllm_jax.parallel import Layout, LayoutError, MeshConfig, TrainState
+from hllm_jax.parallel import Layout, LayoutError, MeshConfig, TrainState, make_mesh, make_rules
 from hllm_jax.parallel.config import Strategy
+from hllm_jax.parallel.planning import devices_of, parse_topology
 from hllm_jax.testing.training import Bigram, ToyBatches, toy_layout
 from hllm_jax.training import Checkpoints, OptimizerConfig, ScheduleConfig, make_optimizer, make_train_step
 from hllm_jax.training.moments import BLOCK, block_axis, dequantise, quantise
@@ -160,3 +161,27 @@ def test_a_cpu_has_nowhere_to_offload_to() -> None:
     optimizer = make_optimizer(OptimizerConfig(offload=True), CONSTANT, 10)
     with pytest.raises(LayoutError, match="CPUs, whose memory is that of the host"):
         toy_layout(optimizer=optimizer)
+
+
+@pytest.mark.slow
+def test_the_state_waits_on_the_host_of_a_tpu() -> None:
+    """Compiled ahead of time for eight chips: its bytes are arguments of the host, not of the device."""
+    pytest.importorskip("libtpu")
+    devices = devices_of(parse_topology("v5e:2x4"))
+    rules, arguments = make_rules("zero3"), {}
+    for offload in (False, True):
+        optimizer = make_optimizer(OptimizerConfig(offload=offload), CONSTANT, 10)
+        layout = Layout(make_mesh(None, "zero3", devices), rules, Bigram(embed=64), optimizer)
+        step = make_train_step(causal_lm(layout.model), optimizer, layout)
+        batch = {
+            name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=layout.sharding_of(rows.ndim))
+            for name, rows in ToyBatches()[0].items()
+        }
+        compiled = step.lower(layout.abstract_state, batch).compile()
+        memory: Any = compiled.memory_analysis()
+        arguments[offload] = (memory.argument_size_in_bytes, memory.host_argument_size_in_bytes)
+    # Two moments of two matrices, each device its eighth, and of a vector.
+    waiting = 2 * 4 * (2 * 4096 // 8 + 64)
+    assert arguments[False][1] == 0
+    assert waiting <= arguments[True][1] <= 2 * waiting, "narrow parts are padded"
+    assert arguments[False][0] - arguments[True][0] >= waiting
