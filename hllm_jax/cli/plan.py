@@ -90,6 +90,8 @@ def show(plan: Plan) -> None:
     for name, title in (("params", "parameters"), ("grads", "gradients"), ("optimizer", "optimizer state")):
         print(f"  {title:18} {_bytes(states[name])}")
     print(f"  {'arguments':18} {_bytes(memory.arguments)}   state and batch, as compiled")
+    if memory.host:
+        print(f"  {'on the host':18} {_bytes(memory.host)}   optimizer state that waits there")
     if memory.temporaries is not None:
         print(f"  {'temporaries':18} {_bytes(memory.temporaries)}   not all live at once")
     if memory.peak is not None:
@@ -113,7 +115,8 @@ def show(plan: Plan) -> None:
     if plan.collectives:
         print("\ncollectives of a device and step")
         for each in plan.collectives:
-            print(f"  {each.op:18} over {each.axis:14} {each.count:6} x, in all {_bytes(each.bytes)}")
+            where = "   between slices" if each.between_slices else ""
+            print(f"  {each.op:18} over {each.axis:14} {each.count:6} x, in all {_bytes(each.bytes)}{where}")
     if times is not None:
         print("\ntime of a step, at least")
         for name in ("compute", "memory", "network"):

@@ -82,10 +82,11 @@ class Layout:
         shardings: `TrainState` of `NamedSharding`.
         gradient_shardings: shardings of the gradient of `trainable`.
         platform: of the devices of the mesh, `cpu`, `gpu` or `tpu`.
+        offload: the optimizer's state waits in the memory of the host (`optimizer.offload`).
 
     Raises:
-        LayoutError: an axis does not divide over the mesh axes that should split it, or the model cannot be
-            a pipeline.
+        LayoutError: an axis does not divide over the mesh axes that should split it, the model cannot be a
+            pipeline, or there is nothing to offload to.
     """
 
     def __init__(
@@ -107,6 +108,11 @@ class Layout:
         trainable = trainable or (is_adapter if adapters else everything)
         self.trainable = trainable
         self.platform: str = mesh.devices.flat[0].platform
+        self.offload: bool = getattr(optimizer, "offload", False)
+        if self.offload and self.platform == "cpu":
+            raise LayoutError(
+                "optimizer.offload: the devices are CPUs, whose memory is that of the host; leave it out here"
+            )
         self._once = COMPILED_ONCE.get(self.platform)
 
         self._few_bits: dict[str, Target] = {}
@@ -320,6 +326,20 @@ class Layout:
             reduce_dtype = jnp.float32
         return Gathering(self.rules, self._names, self.mesh.shape, reduce_dtype, bool(self._few_bits))
 
+    def on_devices(self, opt_state: Any) -> Any:
+        """While tracing: the state of the optimizer in the memory of the devices."""
+        if not self.offload:
+            return opt_state
+
+        def fetched(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+            return jax.device_put(leaf, where.with_memory_kind("device"))
+
+        return jax.tree.map(fetched, opt_state, self.shardings.opt_state)
+
+    def waiting(self, opt_state: Any) -> Any:
+        """While tracing: the inverse of `on_devices`."""
+        return jax.device_put(opt_state, self.shardings.opt_state) if self.offload else opt_state
+
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _variables(self, key: jax.Array) -> Any:
@@ -346,15 +366,23 @@ class Layout:
 
     def _like_parameters(self, opt_state: Any, parameters: Tree) -> Any:
         """Each leaf that has the path and the shape of a parameter is sharded as the optimizer rules say of
-        that parameter; whatever else an optimizer keeps (counts, factored moments) is replicated."""
+        that parameter, and so are the scales of its blocks, along the axes that divide; whatever else an
+        optimizer keeps (counts, factored moments) is replicated. What is offloaded waits on the host."""
         shapes = {path: leaf.shape for path, leaf in flatten(parameters).items()}
+        kind = "pinned_host" if self.offload else None
 
         def where(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
             keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
             owner = next((keys[i:] for i in range(len(keys)) if keys[i:] in shapes), None)
-            if owner is None or shapes[owner] != leaf.shape:
+            if owner is None or leaf.ndim != len(shapes[owner]):
                 return NamedSharding(self.mesh, PartitionSpec())
-            return NamedSharding(self.mesh, spec(self._names[owner], self.rules.optimizer))
+            over = mesh_axes(self._names[owner], self.rules.optimizer)
+            ways = [math.prod(self.mesh.shape[axis] for axis in axes) for axes in over]
+            split = [
+                axes if axes and size % many == 0 else None
+                for axes, many, size in zip(over, ways, leaf.shape, strict=True)
+            ]
+            return NamedSharding(self.mesh, PartitionSpec(*split), memory_kind=kind)
 
         return jax.tree_util.tree_map_with_path(where, opt_state)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 from hllm_jax.parallel.config import AXES, MeshConfig, Strategy
 
@@ -67,7 +68,10 @@ def make_mesh(
         # In the order of the slices: `make_mesh` would look for a ring inside of one.
         laid = np.array(devices).reshape([shape[axis] for axis in AXES])
         return jax.sharding.Mesh(laid, AXES, axis_types=kinds)
-    return jax.make_mesh(tuple(shape[axis] for axis in AXES), AXES, kinds, devices=devices)
+    # An axis may take a part of one of the torus's: two ways of tensor parallelism on a torus of 4 x 4 x 8.
+    sizes = [shape[axis] for axis in AXES]
+    laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(laid, AXES, axis_types=kinds)
 
 
 def _check_slices(shape: dict[str, int], slices: int) -> None:

@@ -31,7 +31,8 @@ class PerDevice:
     """Bytes of a device.
 
     Attributes:
-        arguments: state and batch.
+        arguments: state and batch, without what waits on the host.
+        host: what waits in the memory of the host (`optimizer.offload`).
         temporaries: what the program allocates beside them; they are not all live at once.
         peak: the most that is live at once.
         capacity: of the chip.
@@ -41,6 +42,7 @@ class PerDevice:
     temporaries: int | None
     peak: int | None
     capacity: int
+    host: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,14 +177,16 @@ class Planning:
         chip, layout = self.topology.chip, self.layout
         compiled, refusal, seconds = self.compile()
         states = states_of(layout)
-        arguments = _local_bytes(layout.abstract_state) + _local_bytes(self._batch())
+        host = _local_bytes(layout.abstract_state, on_host=True)
+        arguments = _local_bytes(layout.abstract_state) + _local_bytes(self._batch()) - host
         peak, measured_at = None if refusal is None else refusal.used, None
         of_step, sizes = self._tokens, dict(self.mesh.shape)
         model_flops = self._flops_per_token() * of_step / self.mesh.size
         if compiled is not None:
             memory = compiled.memory_analysis()
             peak, arguments = int(memory.peak_memory_in_bytes), int(memory.argument_size_in_bytes)
-            cost = measure(compiled, sizes)
+            host = int(memory.host_argument_size_in_bytes)
+            cost = measure(compiled, sizes, self.topology.slices)
         else:
             cost, measured_at = continued(self)
         times = None
@@ -196,7 +200,7 @@ class Planning:
             mesh={axis: size for axis, size in self.mesh.shape.items() if size > 1},
             strategy=self.config.strategy,
             parameters=self.spec.parameters(),
-            per_device=PerDevice(arguments, cost.temporaries if cost else None, peak, chip.memory),
+            per_device=PerDevice(arguments, cost.temporaries if cost else None, peak, chip.memory, host),
             states=states,
             collectives=cost.collectives if cost else [],
             flops=cost.flops if cost else None,
@@ -214,17 +218,28 @@ class Planning:
         )
 
     def compile(self) -> tuple[Any, Refusal | None, float]:
-        """The compiled step or why there is none, and the seconds that it took."""
+        """The compiled step or why there is none, and the seconds that it took.
+
+        Raises:
+            PlanError: the compiler stopped for another reason than memory.
+        """
         from hllm_jax.parallel.planning.refusal import read_refusal
 
         begun = time.perf_counter()
-        lowered = self.step.lower(self.layout.abstract_state, self._batch())
         try:
-            compiled = lowered.compile()
-        except Exception as error:
+            compiled = self.step.lower(self.layout.abstract_state, self._batch()).compile()
+        except RuntimeError as error:
             refusal = read_refusal(str(error))
             if refusal is None:
-                raise
+                words = str(error).strip().splitlines()
+                said = words[0][:300] if words else type(error).__name__
+                remedy = ""
+                if self.topology.chip.platform == "gpu" and "cudnn" in said.lower():
+                    remedy = "; it is only found where a GPU is, model.attention=plain plans without it"
+                raise PlanError(
+                    f"the step could not be compiled for {self.topology.name}, not for want of memory: "
+                    f"{said}{remedy}"
+                ) from error
             return None, refusal, time.perf_counter() - begun
         return compiled, None, time.perf_counter() - begun
 
@@ -293,6 +308,10 @@ class Planning:
         rows = config.train.batch_size // config.train.accumulation
         if (fewer := rows // self.layout.least_rows) > 1:
             ways.append(f"train.accumulation={config.train.accumulation * fewer}: a row a device at once")
+        if config.optimizer.state_dtype == "float32" and states["optimizer"] > capacity // 8:
+            ways.append("optimizer.state_dtype=int8 keeps moments in a quarter of the bytes")
+        if not self.layout.offload and states["optimizer"] > capacity // 8:
+            ways.append("optimizer.offload=true keeps the optimizer's state in the memory of the host")
         if config.strategy != "zero3" and sum(states.values()) > capacity // 4:
             ways.append("strategy=zero3 leaves each device a part of every state")
         if self.mesh.shape["tensor"] == 1:
@@ -318,10 +337,12 @@ def states_of(layout: Layout) -> dict[str, int]:
     }
 
 
-def _local_bytes(tree: Any) -> int:
+def _local_bytes(tree: Any, on_host: bool = False) -> int:
+    """Bytes of a device, or only those of them that wait on the host."""
     import jax
 
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if not on_host or leaf.sharding.memory_kind == "pinned_host"
     )

@@ -42,12 +42,12 @@ class Cost:
     collectives: list[Collective]
 
 
-def measure(compiled: Any, mesh: Mapping[str, int]) -> Cost:
-    """The cost of a compiled program on a mesh of these sizes."""
+def measure(compiled: Any, mesh: Mapping[str, int], slices: int) -> Cost:
+    """The cost of a compiled program on a mesh of these sizes, which runs over so many slices."""
     program = Program(compiled.as_text())
     flops, recomputed = program.flops()
     temporaries = int(compiled.memory_analysis().temp_size_in_bytes)
-    return Cost(flops, recomputed, program.traffic(), temporaries, program.collectives(mesh))
+    return Cost(flops, recomputed, program.traffic(), temporaries, program.collectives(mesh, slices))
 
 
 def continued(planning: Planning) -> tuple[Cost | None, tuple[int, ...] | None]:
@@ -72,7 +72,7 @@ def continued(planning: Planning) -> tuple[Cost | None, tuple[int, ...] | None]:
         compiled, refusal, _ = smaller.compile()
         if refusal is not None:
             return None, None
-        costs.append(measure(compiled, dict(smaller.mesh.shape)))
+        costs.append(measure(compiled, dict(smaller.mesh.shape), chips.slices))
     return extrapolate(costs[0], costs[1], depths, spec.layers), depths
 
 
@@ -101,16 +101,18 @@ def extrapolate(first: Cost, second: Cost, depths: tuple[int, ...], layers: int)
     def line(one: float, two: float) -> float:
         return one + far * (two - one)
 
-    known = {(each.op, each.axis): each for each in first.collectives}
+    same = ("op", "axis", "between_slices")
+    known = {tuple(getattr(each, name) for name in same): each for each in first.collectives}
     collectives: list[Collective] = []
     for each in second.collectives:
-        before = known.get((each.op, each.axis), Collective(each.op, each.axis, 0, 0, 0, 0, 0, 0))
-        numbers = {
+        before = known.get((each.op, each.axis, each.between_slices))
+        before = before or Collective(each.op, each.axis, 0, 0, 0, 0, 0, 0)
+        numbers: dict[str, Any] = {
             field.name: round(line(getattr(before, field.name), getattr(each, field.name)))
             for field in dataclasses.fields(Collective)
-            if field.name not in ("op", "axis")
+            if field.name not in same
         }
-        collectives.append(Collective(op=each.op, axis=each.axis, **numbers))
+        collectives.append(dataclasses.replace(each, **numbers))
     return Cost(
         flops=line(first.flops, second.flops),
         recomputed=line(first.recomputed, second.recomputed),

@@ -116,7 +116,10 @@ class OptimizerConfig:
         eps: added to the root of the second moment.
         weight_decay: per unit of learning rate.
         clip_norm: largest global norm of the gradient; None for no clipping.
-        mu_dtype: dtype of the first moment (of momentum for Muon and Lion).
+        state_dtype: of the moments of AdamW, Lion and Muon; `int8` by blocks (Dettmers et al. 2022), see
+            `training/moments.py`. Updates are computed in float32.
+        offload: the moments and the copy of the parameters wait in the memory of the host (TPU and GPU), and
+            come to the device for the update.
         master_dtype: keep a copy of the parameters in it, which is what the updates change; the parameters
             (`model.param_dtype: bfloat16`) are that copy, rounded (mixed precision: Micikevicius et al. 2018,
             section 3.1). None: there is no copy.
@@ -127,8 +130,9 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
-    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     master_dtype: Literal["float32"] | None = None
+    offload: bool = False
 
     def __post_init__(self) -> None:
         Invalid.check(
@@ -140,6 +144,18 @@ class OptimizerConfig:
                     self.clip_norm is not None and self.clip_norm <= 0,
                     "clip_norm",
                     f"{self.clip_norm}: above 0, or null for no clipping",
+                ),
+                (
+                    self.state_dtype != "float32" and self.name == "adafactor",
+                    "state_dtype",
+                    f"{self.state_dtype} has nothing to save: adafactor keeps sums of rows and columns",
+                ),
+                (
+                    # Half a step of bfloat16, at least 2^-9 of a value: a smaller decay is rounded away.
+                    self.state_dtype == "bfloat16" and self.name != "lion" and self.betas[1] > 0.996,
+                    "state_dtype",
+                    f"a second moment in bfloat16 never falls with a decay of {self.betas[1]}: "
+                    "betas[1] up to 0.996, or int8",
                 ),
             ]
         )

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from hllm_jax.parallel.state import flatten, unflatten
 from hllm_jax.training.config import OptimizerConfig, ScheduleConfig
+from hllm_jax.training.moments import with_state_dtype
 from hllm_jax.training.schedules import Schedule, make_schedule
 
 #: Last names of variables that are vectors even when a scan has stacked them into a matrix.
@@ -25,11 +26,18 @@ class Optimizer:
 
     The learning rate stays outside, so that it is a function of `TrainState.step` alone: a run that is
     resumed with more steps, or that skipped an update, is where its schedule says.
+
+    Attributes:
+        transform: at learning rate 1.
+        schedule: the learning rate by update.
+        master_dtype: of the copy of the parameters that is updated; None: there is none.
+        offload: the state waits in the memory of the host; `parallel.Layout` places it there.
     """
 
     transform: optax.GradientTransformation
     schedule: Schedule
     master_dtype: DTypeLike | None = None
+    offload: bool = False
 
     def init(self, params: Any) -> Any:
         """The optimizer state for these trainable variables."""
@@ -73,7 +81,7 @@ class Optimizer:
 def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> Optimizer:
     """The optimizer of a run of so many updates; clipping is by the norm of the whole global gradient."""
     b1, b2 = config.betas
-    decay, mu = config.weight_decay, jnp.dtype(config.mu_dtype)
+    decay, mu = config.weight_decay, jnp.float32
     if config.name == "adamw":
         main = optax.adamw(1.0, b1, b2, config.eps, mu_dtype=mu, weight_decay=decay, mask=decays)
     elif config.name == "lion":
@@ -98,7 +106,9 @@ def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int
             optax.add_decayed_weights(-decay, decays),
         )
     clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    return Optimizer(optax.chain(*clip, main), make_schedule(schedule, steps), config.master_dtype)
+    main = with_state_dtype(main, config.state_dtype, VECTORS)
+    transform = optax.chain(*clip, main)
+    return Optimizer(transform, make_schedule(schedule, steps), config.master_dtype, config.offload)
 
 
 def _cast(tree: Any, dtype: DTypeLike) -> Any:

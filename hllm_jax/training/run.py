@@ -44,6 +44,7 @@ FREE = (
     "train.nan_*",
     "model.remat",
     "model.attention",
+    "optimizer.offload",
     "data.cache",
     "data.workers",
     "checkpoint.*",

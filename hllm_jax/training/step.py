@@ -116,10 +116,11 @@ def make_train_step(
         gradients = optax.tree.scale(scale, gradients)
         norm = optax.tree.norm(gradients)
 
-        trainable, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, state.step)
+        before = layout.on_devices(state.opt_state)
+        trainable, opt_state = optimizer.update(gradients, before, state.trainable, state.step)
         good = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         trainable = keep(good, trainable, state.trainable)
-        opt_state = keep(good, opt_state, state.opt_state)
+        opt_state = layout.waiting(keep(good, opt_state, before))
 
         metrics["grad_norm"] = norm
         metrics["learning_rate"] = optimizer.schedule(state.step)

@@ -28,6 +28,7 @@ PARAMETERS = {
     "pretrain/llama2-13b": 13_015_864_320,
     "pretrain/llama2-70b": 68_976_648_192,
     "plan/zero-figure1": 7_501_811_712,
+    "plan/llama3.1-405b": 405_853_388_800,
 }
 
 SIZES = "{layers: 2, embed: 32, heads: 4, kv_heads: 4, mlp: 64, max_length: 64}"

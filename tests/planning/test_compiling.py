@@ -73,7 +73,7 @@ def test_data_parallel_training_sends_every_gradient_twice() -> None:
     assert math.isclose(made.budget["steps"], 1e9 / 512)
     keys = {"devices", "per_device", "states", "collectives", "flops", "fits"}
     assert keys <= set(made.as_dict())
-    assert set(made.as_dict()["per_device"]) == {"arguments", "temporaries", "peak", "capacity"}
+    assert set(made.as_dict()["per_device"]) == {"arguments", "temporaries", "peak", "capacity", "host"}
     assert {"op", "axis", "bytes", "count"} <= set(made.as_dict()["collectives"][0])
 
 
@@ -87,6 +87,34 @@ def test_a_pipeline_is_planned_with_its_bubble() -> None:
     }  # fmt: skip
     (sent,) = (each for each in made.collectives if each.op == "collective-permute")
     assert (sent.axis, sent.count) == ("stage", 2 * 5), "a stream a tick, forwards and backwards"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("topology", "words", "said"),
+    [
+        (
+            "v5e:2x4",
+            "INTERNAL: RET_CHECK failure\nat",
+            "compiled for v5e:2x4, not for want of memory: INTERNAL: ",
+        ),
+        (
+            "h100:8",
+            "cuDNN is not detected.",
+            "only found where a GPU is, model.attention=plain plans without it",
+        ),
+    ],
+)
+def test_a_compiler_that_stops_is_one_sentence(
+    topology: str, words: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: jax.stages.Lowered, *args: Any, **options: Any) -> Any:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", stop)
+    with pytest.raises(PlanError, match=said) as raised:
+        parallel.plan(config(), topology)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.usefixtures("here", "refused")

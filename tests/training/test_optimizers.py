@@ -122,14 +122,3 @@ def test_clip_is_by_the_norm_of_everything() -> None:
     np.testing.assert_allclose(
         [moment["a"]["kernel"][0, 0], moment["b"]["kernel"][0, 0]], [0.6, -0.8], rtol=1e-6
     )
-
-
-def test_first_moment_dtype_is_a_choice() -> None:
-    optimizer = make_optimizer(OptimizerConfig(mu_dtype="bfloat16"), CONSTANT, 10)
-    state = optimizer.init(params())
-    assert {leaf.dtype for leaf in jax.tree.leaves(optax.tree_utils.tree_get(state, "mu"))} == {
-        jnp.dtype("bfloat16")
-    }
-    assert {leaf.dtype for leaf in jax.tree.leaves(optax.tree_utils.tree_get(state, "nu"))} == {
-        jnp.dtype("float32")
-    }

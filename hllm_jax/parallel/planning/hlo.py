@@ -101,6 +101,8 @@ class Collective:
         ring_elements, ring_bytes: what a device sends on a ring of many devices, where an all-reduce is a
             reduce-scatter and an all-gather: twice.
         recomputed_bytes: the part of `bytes` that is there because the backward pass computes again.
+        between_slices: it runs between slices, over the network of the data centre. (What the compiler makes
+            of a collective over several slices is one inside of each, and this one for the parts.)
     """
 
     op: str
@@ -111,6 +113,7 @@ class Collective:
     ring_elements: int
     ring_bytes: int
     recomputed_bytes: int
+    between_slices: bool = False
 
 
 class Program:
@@ -126,9 +129,13 @@ class Program:
 
     # -- collectives -----------------------------------------------------------------------------------------
 
-    def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
-        """All collectives, by operation and axis of a mesh of these sizes (the devices in its order)."""
-        totals: dict[tuple[str, str], np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
+    def collectives(self, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
+        """All collectives, by operation and axis of a mesh of these sizes (the devices in its order, which is
+        slice after slice)."""
+        totals: dict[tuple[str, str, bool], np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
+        for op, array, runs, again in self._between_slices():
+            numbers = np.array([1, array.elements, array.bytes, array.bytes if again else 0])
+            totals[op, _axes_between(mesh, slices), True] += runs * numbers
         seen: set[tuple[object, ...]] = set()
         for name, instruction, runs in self._instructions():
             op = instruction.op.removesuffix("-start")
@@ -147,7 +154,7 @@ class Program:
             elements = sum(array.elements for array in arrays) * runs
             size = sum(array.bytes for array in arrays) * runs
             again = size if "rematted_computation" in instruction.source else 0
-            totals[op, axes] += np.array([runs, elements, size, again])
+            totals[op, axes, False] += np.array([runs, elements, size, again])
         return [
             Collective(
                 op=op,
@@ -158,9 +165,26 @@ class Program:
                 ring_elements=int(elements) * (2 if op == "all-reduce" else 1),
                 ring_bytes=int(size) * (2 if op == "all-reduce" else 1),
                 recomputed_bytes=int(again),
+                between_slices=between,
             )
-            for (op, axis), (count, elements, size, again) in sorted(totals.items())
+            for (op, axis, between), (count, elements, size, again) in sorted(totals.items())
         ]
+
+    def _between_slices(self) -> Iterator[tuple[str, Array, int, bool]]:
+        """Operation, whole array, runs, and whether the backward pass computes it again. They are written as
+        a send to the host and a receive from it, whose runtime does the rest; arrays are as they are sent,
+        padded to tiles."""
+        found: dict[str, tuple[str, Array, int, bool]] = {}
+        for _, instruction, runs in self._instructions():
+            meeting = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.rest)
+            kind = re.search(r'_xla_megascale_transfer_type="([^"]*)"', instruction.rest)
+            if instruction.op not in ("send", "recv") or meeting is None or kind is None:
+                continue
+            array, before = instruction.arrays[0], found.get(meeting[1])
+            if before is None or before[1].bytes < array.bytes:
+                op = kind[1].lower().replace("_", "-")
+                found[meeting[1]] = (op, array, runs, "rematted_computation" in instruction.source)
+        yield from found.values()
 
     # -- arithmetic ------------------------------------------------------------------------------------------
 
@@ -384,6 +408,14 @@ def _axes(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[str, int]:
     differs = (places != places[:, :, :1]).any(axis=(1, 2))
     joined = "+".join(name for name, different in zip(names, differs, strict=True) if different)
     return joined or "none", groups.shape[1]
+
+
+def _axes_between(mesh: Mapping[str, int], slices: int) -> str:
+    """The axes of the mesh along which devices of the same place in different slices differ."""
+    ids = np.arange(math.prod(mesh.values())).reshape(slices, -1)[:, 0]
+    places = np.array(np.unravel_index(ids, tuple(mesh.values())))
+    differs = (places != places[:, :1]).any(axis=1)
+    return "+".join(name for name, different in zip(mesh, differs, strict=True) if different) or "none"
 
 
 def _groups(instruction: Instruction, devices: int) -> np.ndarray:

@@ -62,7 +62,7 @@ def step_time(
     chip = topology.chip
     by_axis: dict[str, float] = {}
     for collective in collectives:
-        rate = _rate(topology, mesh, collective.axis)
+        rate = _rate(topology, mesh, collective)
         by_axis[collective.axis] = by_axis.get(collective.axis, 0.0) + collective.ring_bytes / rate
     times = {
         "compute": flops / chip.flops,
@@ -81,20 +81,21 @@ def step_time(
     )
 
 
-def _rate(topology: Topology, mesh: Mapping[str, int], axis: str) -> float:
+def _rate(topology: Topology, mesh: Mapping[str, int], collective: Collective) -> float:
     """Bytes a second that a device passes on in a ring along these axes of the mesh."""
-    chip, names = topology.chip, axis.split("+")
+    chip, names = topology.chip, collective.axis.split("+")
+    if collective.between_slices:
+        return chip.outside
     size, inner = 1, 1
     for name, length in reversed(list(mesh.items())):
         if name in names:
             size *= length
         if size == 1:
             inner *= length  # axes inside of the innermost one that is used
-    together = chip.host if chip.platform == "gpu" else topology.size // topology.slices
-    if size * inner > together:
-        return chip.outside
     if chip.platform == "gpu":
-        return chip.link
+        return chip.outside if size * inner > chip.host else chip.link
+    # Of an axis that runs over several slices, the part inside of one.
+    size = min(size, topology.size // topology.slices)
     spanned, reached = 0, 1
     for length in sorted(topology.shape, reverse=True):
         if reached < size:

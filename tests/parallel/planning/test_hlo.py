@@ -138,6 +138,35 @@ def test_what_starts_and_is_done_later_counts_once() -> None:
     assert (only(permute).count, only(permute).bytes) == (1, 128)
 
 
+def test_what_goes_between_slices_is_a_send_to_the_host() -> None:
+    """As the TPU compiler writes the sum over two slices of 4: inside of each, then of the parts."""
+
+    def through_host(op: str, operands: str, size: str = "f32[2,8]{1,0}") -> str:
+        return (
+            f"({size}, u32[], token[]) {op}({operands}), channel_id=4, is_host_transfer=true, "
+            'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+            '_xla_host_transfer_rendezvous="psum.1_0",_xla_megascale_transfer_type="ALL_REDUCE"}'
+        )
+
+    program = entry(
+        "f32[2,8]{1,0} reduce-scatter(%x), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}",
+        "token[] after-all()",
+        through_host("send", "%made.0, %made.1"),
+        through_host("recv", "%made.1"),
+    )
+    inside, between = sorted(program.collectives({"data": 2, "fsdp": 4}, 2), key=lambda each: each.bytes)[
+        ::-1
+    ]
+    assert (inside.op, inside.axis, inside.bytes, inside.between_slices) == (
+        "reduce-scatter",
+        "fsdp",
+        256,
+        False,
+    )
+    assert (between.op, between.axis, between.count) == ("all-reduce", "data", 1)
+    assert (between.bytes, between.ring_bytes, between.between_slices) == (64, 128, True)
+
+
 def test_several_arrays_in_one_collective() -> None:
     found = only(
         entry(

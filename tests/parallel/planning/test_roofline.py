@@ -13,8 +13,8 @@ from hllm_jax.parallel.planning.topology import parse_topology
 MESH = {"stage": 1, "data": 1, "fsdp": 8, "expert": 1, "context": 1, "tensor": 1}
 
 
-def moved(size: int, axis: str = "fsdp") -> Collective:
-    return Collective("all-gather", axis, 1, size, size, size, size, 0)
+def moved(size: int, axis: str = "fsdp", between: bool = False) -> Collective:
+    return Collective("all-gather", axis, 1, size, size, size, size, 0, between)
 
 
 def test_the_slowest_of_three_binds() -> None:
@@ -34,7 +34,7 @@ def test_the_slowest_of_three_binds() -> None:
     [
         ("v5p:2x2x2", 1, {"data": 1, "fsdp": 4, "tensor": 2}, "tensor", 2 * 9e10),
         ("v5p:2x2x2", 1, {"data": 1, "fsdp": 8, "tensor": 1}, "fsdp", 3 * 2 * 9e10),
-        ("v5e:2x4", 2, {"data": 2, "fsdp": 8, "tensor": 1}, "data", 3.125e9),
+        ("v5e:2x4", 2, {"data": 1, "fsdp": 16, "tensor": 1}, "fsdp", 2 * 2 * 4.5e10),
         ("h100:8", 1, {"data": 1, "fsdp": 8, "tensor": 1}, "fsdp", 4.5e11),
         ("h100:2x8", 1, {"data": 2, "fsdp": 8, "tensor": 1}, "data", 5e10),
         ("h100:2x8", 1, {"data": 2, "fsdp": 8, "tensor": 1}, "fsdp", 4.5e11),
@@ -43,3 +43,9 @@ def test_the_slowest_of_three_binds() -> None:
 def test_the_network_of_an_axis(name: str, slices: int, mesh: dict[str, int], axis: str, rate: float) -> None:
     times = step_time(parse_topology(name, slices), mesh, 0.0, 0.0, [moved(10**9, axis)], 0.0)
     assert math.isclose(times.network, 1e9 / rate)
+
+
+def test_between_slices_runs_the_network_of_the_data_centre() -> None:
+    mesh = {"data": 2, "fsdp": 8, "tensor": 1}
+    times = step_time(parse_topology("v5e:2x4", 2), mesh, 0.0, 0.0, [moved(10**9, "data", True)], 0.0)
+    assert math.isclose(times.network, 1e9 / 3.125e9)
