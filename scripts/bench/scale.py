@@ -2,12 +2,13 @@
 
 The train step of a small decoder (4 layers, width 1024, rows of 512 tokens, one a chip) is compiled for
 v5e:2x4 with each strategy. For each: `flops_ratio`, operations of the compiled program over those of the
-model, without remat; `peak_mb` and `temporaries_mb`; and `collectives_ratio`,
-elements that a chip sends on a ring (an all-reduce counts twice) over the theoretical minimum: 2Ψ for ddp,
-ZeRO-1 and 2, 3Ψ for ZeRO-3 (Rajbhandari et al. 2020, section 7), for hsdp 3Ψ inside of a group and 2Ψ/g
-across, for tensor parallelism four all-reduces of the activations a layer (Shoeybi et al. 2019).
-`depths` are ZeRO-3 with full remat and 32, 80 and 126 layers: the seconds that compiling takes, and the ratio
-of operations with remat. It needs libtpu (`make setup EXTRAS=plan`); nothing runs on a device.
+model, without remat; `peak_mb` and `temporaries_mb`; and `collectives_ratio`, elements that a chip sends on a
+ring (an all-reduce counts twice) over the theoretical minimum: 2Ψ for ddp, ZeRO-1 and 2, 3Ψ for ZeRO-3
+(Rajbhandari et al. 2020, section 7), for hsdp 3Ψ inside of a group and 2Ψ/g across, for tensor parallelism
+four all-reduces of the activations a layer (Shoeybi et al. 2019). `32 layers` and so on are ZeRO-3 with full
+remat at that depth: the seconds that compiling takes (those of the processors are steadier than those of the
+clock), and the ratio of operations with remat. It needs libtpu (`make setup EXTRAS=plan`); nothing runs on a
+device.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import sys
+import time
 
 from hllm_jax.cli.plan import QUIET
 
@@ -85,10 +87,12 @@ def measure(strategy: str) -> dict[str, float]:
 
 def measure_depth(layers: int) -> dict[str, float]:
     """What a depth costs to compile, with full remat."""
+    begun = time.process_time()
     made = compiled("zero3", "full", layers)
     assert made.flops is not None
     return {
         "flops_ratio": round(made.flops / made.model_flops, 3),
+        "cpu_seconds": round(time.process_time() - begun, 1),
         "compile_seconds": round(made.compile_seconds, 1),
     }
 
