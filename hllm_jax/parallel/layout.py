@@ -178,6 +178,10 @@ class Layout:
             return meta.unbox(self._variables(key))
 
         if load is None:
+            if self._few_bits:
+                raise LayoutError(
+                    "lora.base: weights in few bits are read, not drawn: give the weights to load"
+                )
 
             def begin(rng: jax.Array) -> TrainState:
                 return self._state(drawn(rng), rng)

@@ -12,11 +12,6 @@ def test_another_dtype_is_refused():
         hllm_jax.load("smollm2-135m-instruct", dtype="float16")
 
 
-def test_an_adapter_is_the_second_argument_and_refused():
-    with pytest.raises(ValueError, match="adapter is 'float32', and adapters cannot be read yet: merge"):
-        hllm_jax.load("smollm2-135m-instruct", "float32")
-
-
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="no-such-model"):
         hllm_jax.load("no-such-model")

@@ -117,7 +117,7 @@ def test_the_head_in_parts_has_its_adapter_too() -> None:
     assert np.abs(by_parts(variables) - logits(model, variables, tokens)).max() < 1e-5
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_rows_of_one_batch_with_different_adapters(scan: bool) -> None:
     spec = tiny_config(tie_embeddings=False)
     model, params = tiny_model(spec, scan_layers=scan)

@@ -15,15 +15,20 @@ from hllm_jax.parallel import MeshConfig, make_mesh, make_rules
 
 CASES: list[tuple[dict[str, int], int, dict[str, Any], bool]] = [
     ({"context": 2}, 2, {}, False),
-    ({"context": 8}, 1, {}, True),
     ({"context": 4, "data": 2}, 4, {"window": 9}, True),
     ({"context": 4, "tensor": 2}, 2, {"softcap": 3.0}, True),
+]
+MORE: list[tuple[dict[str, int], int, dict[str, Any], bool]] = [
+    ({"context": 8}, 1, {}, True),
     ({"context": 2, "tensor": 4}, 2, {}, True),  # fewer key heads than devices for them
     ({"context": 4}, 2, {"causal": False}, True),
 ]
 
 
-@pytest.mark.parametrize(("sizes", "kv_heads", "options", "packed"), CASES)
+@pytest.mark.parametrize(
+    ("sizes", "kv_heads", "options", "packed"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+)
 def test_a_ring_is_one_device(
     sizes: dict[str, int], kv_heads: int, options: dict[str, Any], packed: bool
 ) -> None:
