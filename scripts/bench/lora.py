@@ -2,8 +2,8 @@
 
 Both sides do whole steps in float32 on two cores (forward, backward, clip by the global norm, AdamW on
 adapters of rank 8 of every matrix of the blocks) on the same four rows of 256 tokens. Steps alternate, the
-ratio is the median of the pairs; memory is the most that each process ever held. The peer (`peft` on the eager
-Llama of transformers, SDPA, fused AdamW) runs in `.venv-peers` (`make peers`); without it, ours alone.
+ratio is the median of the pairs; memory is the most that each process ever held. The peer (`peft` on the
+eager Llama of transformers, SDPA, fused AdamW) runs in `.venv-peers` (`make peers`); without it, ours alone.
 """
 
 from __future__ import annotations
