@@ -120,7 +120,7 @@ def convert(
         del params
         if verify:
             limit = TOLERANCES.get(dtype, FEW_BITS) if tolerance is None else tolerance
-            found = compare(source, draft)
+            found = compare(source, draft, adapter=adapter)
             done |= {**dataclasses.asdict(found), "tolerance": limit}
             if not found.mean_kl <= limit:
                 raise ConversionRefused(
@@ -153,17 +153,25 @@ def merge(
         LoRAError: the adapters are not those of this model.
         ConversionRefused, ValueError: as `convert`.
     """
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    from hllm_jax.models.layout import parameter_axes
+    from hllm_jax.models.lora import rounded
     from hllm_jax.training.adapters import read_adapter
     from hllm_jax.training.pretrained import load_pretrained
 
     done = convert(model, target, to, dtype, adapter=adapter)
     config, params, _ = load_pretrained(model, scan_layers=False)
-    apart = {"params": params, "lora": read_adapter(adapter, config).tree}
-    logits = _logits_on(config, apart)
-    del params, apart
+    found = read_adapter(adapter, config)
+    if found.kept != "none":
+        axes = parameter_axes(config)
+        flat: dict[str, Any] = flatten_dict(params, sep="/")
+        params = unflatten_dict({p: rounded(p, x, axes[p], found.kept) for p, x in flat.items()}, sep="/")
+    logits = _logits_on(config, {"params": params, "lora": found.tree})
+    del params
     merged = load_pretrained(done["target"], scan_layers=False)
-    found = _difference(logits, _logits_on(merged.config, {"params": merged.params}))
-    return {**done, "adapter": os.fspath(adapter), **dataclasses.asdict(found)}
+    apart = _difference(logits, _logits_on(merged.config, {"params": merged.params}))
+    return {**done, "adapter": os.fspath(adapter), **dataclasses.asdict(apart)}
 
 
 def export_adapter(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> dict[str, Any]:
@@ -178,22 +186,31 @@ def export_adapter(source: str | os.PathLike[str], target: str | os.PathLike[str
     """
     import jax
 
-    from hllm_jax.interop.peft import save_peft
-    from hllm_jax.training.adapters import read_adapter
-    from hllm_jax.training.pretrained import open_pretrained
+    from hllm_jax.training.adapters import adapter_of, checkpoint_with_adapters, save_adapter
+    from hllm_jax.training.pretrained import spec_of
 
     path = Path(target).expanduser()
     if path.exists():
         raise ConversionRefused(f"{path} is there already: remove it, or choose another name")
-    opened = open_pretrained(source)
-    found = read_adapter(source, opened.config)
-    save_peft(path, opened.config, found.tree, base=found.base)
+    folder, manifest = checkpoint_with_adapters(source)
+    found = adapter_of(folder, manifest)
+    save_adapter(path, spec_of(folder, manifest), found)
     count = sum(leaf.size for leaf in jax.tree.leaves(found.tree) if leaf.ndim)
     return {"source": os.fspath(source), "target": str(path), "base": found.base, "parameters": count}
 
 
-def compare(source: str | os.PathLike[str], target: str | os.PathLike[str], seed: int = 0) -> Comparison:
+def compare(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    seed: int = 0,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Comparison:
     """Run two MODELs in float32 on the same random tokens, one after the other.
+
+    Args:
+        source, target: the models.
+        seed: of the tokens.
+        adapter: of the source, merged into it.
 
     Raises:
         ConversionRefused: their vocabularies or architectures differ.
@@ -202,8 +219,8 @@ def compare(source: str | os.PathLike[str], target: str | os.PathLike[str], seed
 
     logits: list[np.ndarray] = []
     vocabulary = 0
-    for model in (source, target):
-        config, params, _ = load_pretrained(model, scan_layers=False)
+    for model, beside in ((source, adapter), (target, None)):
+        config, params, _ = load_pretrained(model, scan_layers=False, adapter=beside)
         if vocabulary not in (0, config.vocab_size):
             raise ConversionRefused(f"{source} has {vocabulary} ids, {target} has {config.vocab_size}")
         vocabulary = config.vocab_size

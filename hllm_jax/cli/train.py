@@ -90,6 +90,11 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
     from hllm_jax.recipes import load_run_config
 
     _, config = load_run_config(args.config, args.overrides)
+    if getattr(config, "lora", None) is not None:
+        from hllm_jax.inspection import spec_of_config
+        from hllm_jax.models.lora import check_adapters
+
+        check_adapters(config.lora, spec_of_config(config))
     if not args.json:
         print(to_yaml(config), end="")
         print(f"# {args.config} is valid")

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +43,8 @@ HEEDED = {
     *("corda_config", "eva_config", "ensure_weight_tying"),
 }
 
-#: Ways to begin that change the weights of the base: such adapters are none of the published one.
-CHANGING = ("pissa", "olora", "corda", "eva", "loftq")
+#: Ways to begin that leave the weights of the base as they are published.
+BEGUN = (None, True, False, "true", "gaussian", "orthogonal", "eva")
 
 _END = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?"
@@ -62,6 +62,10 @@ class PeftAdapter(NamedTuple):
 
     tree: dict[str, Any]
     base: str | None
+
+
+#: Architecture -> what `peft` calls what it does.
+TASKS = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder_decoder": "SEQ_2_SEQ_LM"}
 
 
 def is_peft(folder: Path) -> bool:
@@ -96,6 +100,8 @@ def read_peft(folder: str | os.PathLike[str], config: Spec, family: str | None =
             raise LoRAError(f"{folder / WEIGHTS}: {name} is not an adapter of a weight of this base")
         part = match["part"].removesuffix(".weight").rsplit("_", 1)[-1]
         found.setdefault(match["module"], {})[part] = np.asarray(tensors.read(name), np.float32)
+    if missing := sorted(_expected(said, ours) - found.keys()) or (not found and [WEIGHTS]):
+        raise LoRAError(f"{folder} says that it has adapters which are not in it: {', '.join(missing[:5])}")
     leaves: dict[str, np.ndarray] = {}
     for module, parts in found.items():
         path, row, (rows, outputs) = ours[module]
@@ -113,6 +119,8 @@ def read_peft(folder: str | os.PathLike[str], config: Spec, family: str | None =
         leaves[f"{path}/a"] = np.ascontiguousarray(a)
         leaves[f"{path}/b"] = np.ascontiguousarray(_load(row, b, outputs))
         leaves[f"{path}/scale"] = np.asarray(scale, np.float32)
+        if "vector" in parts and path == "embed":
+            raise LoRAError(f"{folder}: DoRA of the embedding {module}, which has no norm here")
         if "vector" in parts:
             leaves[f"{path}/magnitude"] = _load(row, parts["vector"].reshape(-1, 1), outputs)[0]
     if bool(said.get("use_dora")) != any(path.endswith("/magnitude") for path in leaves):
@@ -127,7 +135,6 @@ def save_peft(
     adapters: Mapping[str, Any],
     base: str | None = None,
     family: str | None = None,
-    dropout: float = 0.0,
 ) -> None:
     """Write adapters as a folder that `peft` loads.
 
@@ -137,7 +144,6 @@ def save_peft(
         adapters: the collection `lora`, one subtree per layer.
         base: name of the base model, for `peft` to find it.
         family: as of `read_peft`.
-        dropout: of the adapters, for whoever trains them on.
 
     Raises:
         LoRAError: a weight that the format has no adapter for.
@@ -163,20 +169,18 @@ def save_peft(
     rank, alpha = max(ranks.values()), max(alphas.values())
     published = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": TASKS[config.architecture],
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {re.escape(m): r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {re.escape(m): value for m, value in alphas.items() if value != alpha},
         "target_modules": sorted(ranks),
-        "lora_dropout": dropout,
+        "lora_dropout": max((float(leaf) for p, leaf in flat.items() if p.endswith("/dropout")), default=0.0),
         "use_dora": any(path.endswith("/magnitude") for path in flat),
         "use_rslora": False,
         "bias": "none",
-        "fan_in_fan_out": any(
-            isinstance(row.form, Same) for path, (_, row, _) in ours.items() if path != "embed"
-        ),
+        "fan_in_fan_out": any(_is_conv(row) for _, row, _ in ours.values()),
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,6 +230,29 @@ def _is_conv(row: Row) -> bool:
     return isinstance(row.form, Matrix) and not row.form.transposed
 
 
+def _expected(said: Mapping[str, Any], modules: Collection[str]) -> set[str]:
+    """The modules that `target_modules` and its kin mean, as `peft` reads them."""
+    layers = said.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+
+    def means(wanted: Any, module: str) -> bool:
+        if isinstance(wanted, str):
+            return bool(re.fullmatch(wanted, module))
+        return any(module == each or module.endswith(f".{each}") for each in wanted or ())
+
+    def chosen(module: str) -> bool:
+        number = re.search(r"\.(\d+)\.", module)
+        if means(said.get("exclude_modules"), module):
+            return False
+        if layers and (number is None or int(number[1]) not in layers):
+            return False
+        if said.get("target_modules") == "all-linear":
+            return number is not None
+        return means(said.get("target_modules"), module)
+
+    return {module for module in modules if chosen(module)}
+
+
 def _check(said: Mapping[str, Any], folder: Path) -> None:
     """Refuse what an adapter asks for and is not done here."""
     wrong = [
@@ -235,8 +262,8 @@ def _check(said: Mapping[str, Any], folder: Path) -> None:
     ]
     if said.get("peft_type") != "LORA":
         wrong.append(f"peft_type is {said.get('peft_type')!r}, must be 'LORA'")
-    begun = str(said.get("init_lora_weights", True)).lower()
-    if begun.startswith(CHANGING):
+    begun = said.get("init_lora_weights", True)
+    if begun not in BEGUN:
         wrong.append(
             f"init_lora_weights is {begun!r}, which changes the weights of the base: convert it with peft"
         )

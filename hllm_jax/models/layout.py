@@ -130,15 +130,15 @@ def parameter_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
 
     Nothing is computed and no backend is started.
     """
-    return {path: tuple(meta.unbox(box).shape) for path, box in _boxed(spec).items()}
+    return {path: tuple(meta.unbox(box).shape) for path, box in boxed_parameters(spec).items()}
 
 
 def parameter_axes(spec: Spec) -> dict[str, tuple[str, ...]]:
     """Names of the axes of every parameter of the unrolled model by path."""
-    return {path: tuple(nn.get_partition_spec(box)) for path, box in _boxed(spec).items()}
+    return {path: tuple(nn.get_partition_spec(box)) for path, box in boxed_parameters(spec).items()}
 
 
-def _boxed(spec: Spec) -> dict[str, Any]:
+def boxed_parameters(spec: Spec) -> dict[str, Any]:
     """Shapes of the unrolled parameters by path, boxed with the names of their axes; one block is traced."""
     model = spec.build(Execution(dtype="float32", scan_layers=True, attention="plain"))
     unrolled = _taken_apart(jax.eval_shape(lambda: _init(model, jax.random.key(0)))["params"])

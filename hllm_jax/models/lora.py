@@ -12,7 +12,7 @@ import functools
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,6 +23,8 @@ from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hllm_jax.models.config import LoRAConfig
+from hllm_jax.models.layout import boxed_parameters
+from hllm_jax.models.spec import Spec
 from hllm_jax.nn import quantised
 from hllm_jax.nn.adapters import COLLECTION, TRAINED, column_norms
 from hllm_jax.nn.axes import input_axes
@@ -64,6 +66,11 @@ class Target(NamedTuple):
         return self.axes == ("vocab", "embed")
 
     @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Shape of the kernel, or of the stack of them."""
+        return self.shape if self.layers is None else (self.layers, *self.shape)
+
+    @property
     def cut(self) -> int:
         """How many of the axes of the kernel are its input."""
         return input_axes(self.axes)
@@ -78,7 +85,7 @@ def begin_adapters(config: LoRAConfig, boxed: Mapping[str, Any], key: jax.Array)
     """Fresh adapters, boxed with the names of their axes; the same numbers in either layout of the layers.
 
     A is uniform as PyTorch draws a linear layer, `U(±1/√I)`, and B zero; for embeddings A is zero and
-    B normal (as `peft` begins them). The `magnitude` of DoRA is the length of the columns of the weights.
+    B normal (as `peft` begins them). The `magnitude` of DoRA is zero until `measure_columns`.
 
     Args:
         config: the section.
@@ -88,7 +95,6 @@ def begin_adapters(config: LoRAConfig, boxed: Mapping[str, Any], key: jax.Array)
     Raises:
         LoRAError: a target that no weight has, or a weight that cannot have an adapter.
     """
-    flat: dict[str, Any] = flatten_dict(dict(boxed), sep="/")
     leaves: dict[str, Any] = {}
     for target in chosen(config.targets, targets(boxed)):
         rows, columns = target.matrix
@@ -112,13 +118,25 @@ def begin_adapters(config: LoRAConfig, boxed: Mapping[str, Any], key: jax.Array)
         if config.dora:
             if target.is_table:
                 raise LoRAError(f"lora.targets: {target.name} is an embedding, which DoRA has no norm for")
-            weight = meta.unbox(flat[f"{target.module}/kernel"]).reshape(*lead, rows, columns)
-            made["magnitude"] = (column_norms(weight), (*layered, ends[1]))
+            made["magnitude"] = (jnp.zeros((*lead, columns)), (*layered, ends[1]))
         leaves |= {
             f"{target.module}/{name}": nn.LogicallyPartitioned(value, axes)
             for name, (value, axes) in made.items()
         }
     return unflatten_dict(leaves, sep="/")
+
+
+def check_adapters(config: LoRAConfig, spec: Spec) -> None:
+    """Refuse adapters that an architecture cannot have, before anything is read.
+
+    Raises:
+        LoRAError: as `begin_adapters` and `few_bits`.
+    """
+    boxed = unflatten_dict(boxed_parameters(spec), sep="/")
+    these = chosen(config.targets, targets(boxed))
+    if config.dora and (table := next((t.name for t in these if t.is_table), None)):
+        raise LoRAError(f"lora.targets: {table} is an embedding, which DoRA has no norm for")
+    few_bits(config, boxed)
 
 
 def is_adapter(path: tuple[str, ...]) -> bool:
@@ -177,19 +195,28 @@ def chosen(patterns: Sequence[str], found: Sequence[Target]) -> list[Target]:
             names = ", ".join(sorted({t.name for t in found}))
             raise LoRAError(f"lora.targets: {pattern!r} names no weight of this model; there are: {names}")
         taken |= {t.module: t for t in these}
-    if "embed" in taken and not any(t.name == "head" for t in found):
-        raise LoRAError(
-            "lora.targets: 'embed' is the head of this model too (tied), and an adapter would change "
-            "only one of the two: leave it out, or start from a model with a head of its own"
-        )
+    check_embedding(taken, any(t.name == "head" for t in found))
     return list(taken.values())
+
+
+def check_embedding(modules: Collection[str], has_head: bool) -> None:
+    """Refuse an adapter of an embedding that is the head too.
+
+    Raises:
+        LoRAError: an adapter would change one of the two, and merged both.
+    """
+    if "embed" in modules and not has_head:
+        raise LoRAError(
+            "an adapter of 'embed' changes what is looked up, and this model has no head apart from it "
+            "(tied): leave it out, or take a model with a head of its own"
+        )
 
 
 def merge_adapters(variables: Mapping[str, Any]) -> Tree:
     """The tree `params` with the adapters in it: `W + s·A·B`, in the dtype of the weights.
 
     Raises:
-        LoRAError: several adapters, or a tied embedding.
+        LoRAError: several adapters, of a tied embedding, or weights in few bits.
     """
     return _moved(variables, 1.0)
 
@@ -213,7 +240,9 @@ def merge_matrix(weight: Any, a: Any, b: Any, scale: Any, magnitude: Any = None)
         a, b, scale, magnitude: `[…, I, r]`, `[…, r, O]`, `[…]`, `[…, O]`.
     """
     matrix = weight.astype("float32").reshape(*a.shape[:-1], b.shape[-1])
-    merged = matrix + scale[..., None, None] * (a.astype("float32") @ b.astype("float32"))
+    a, b = a.astype("float32"), b.astype("float32")
+    change = a @ b if isinstance(a, np.ndarray) else jnp.matmul(a, b, precision="highest")
+    merged = matrix + scale[..., None, None] * change
     if magnitude is not None:
         merged = merged * (magnitude / (merged * merged).sum(axis=-2) ** 0.5)[..., None, :]
     return merged.reshape(weight.shape).astype(weight.dtype)
@@ -223,6 +252,7 @@ def stack_adapters(adapters: Sequence[Mapping[str, Any]]) -> Tree:
     """Several adapters of one model as one collection with an axis of adapters; ranks are padded with zeros.
 
     `nn.adapters.select` gives each row of a batch its own. One that leaves a weight alone is zero there.
+    Their dropout is left out.
 
     Args:
         adapters: collections `lora` without boxes, in the same layout of the layers.
@@ -262,7 +292,9 @@ def _moved(variables: Mapping[str, Any], sign: float) -> Tree:
         raise LoRAError(
             f"{kept} is kept in few bits, which have no room for adapters: merge where it is loaded"
         )
-    for module in sorted({path.rpartition("/")[0] for path in adapters}):
+    modules = sorted({path.rpartition("/")[0] for path in adapters})
+    check_embedding(modules, "head/kernel" in params)
+    for module in modules:
         a, b, scale = (jnp.asarray(adapters[f"{module}/{name}"]) for name in ("a", "b", "scale"))
         if scale.ndim != ("layers" in module.split("/")):
             raise LoRAError("several adapters do not go into one set of weights: choose one of them")
@@ -304,9 +336,17 @@ def with_adapters(adapters: LoRAConfig, variables: Mapping[str, Any], key: jax.A
 
 
 def few_bits(config: LoRAConfig, boxed: Mapping[str, Any]) -> dict[str, Target]:
-    """The kernels that `base` keeps in few bits, by path: all that multiply in the blocks, but routers."""
+    """The kernels that `base` keeps in few bits, by path: all that multiply in the blocks.
+
+    Raises:
+        LoRAError: the model has experts.
+    """
     if config.base == "none":
         return {}
+    if any("experts" in nn.get_partition_spec(box) for box in flatten_dict(dict(boxed)).values()):
+        raise LoRAError(
+            f"lora.base: {config.base} keeps no experts, which are most of a mixture: leave it out"
+        )
     inside = (t for t in targets(boxed) if t.name != t.module and not t.name.endswith("router"))
     return {f"{target.module}/kernel": target for target in inside}
 

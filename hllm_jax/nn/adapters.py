@@ -8,7 +8,8 @@ The collection `lora` has the paths of `params`. Where a `Linear` or an `Embed` 
     a          [I, r]
     b          [r, O]
     scale      []      s: alpha / r, or alpha / √r (rank-stabilised: Kalajdzievski 2023)
-    dropout    []      share of x that the adapter does not see in training; only where there is dropout
+    dropout    []      share of x that the adapter does not see where the call has a key of dropout, which is
+                       what training gives and evaluation does not; only where there is dropout
     magnitude  [O]     m, only of DoRA
 
 with `layers` in front where a scan has stacked the layers. Nothing in a model says that it has adapters: what
@@ -58,14 +59,12 @@ def adapt(
         x = jnp.where(seen, x / (1 - rate), 0).astype(x.dtype)
     if a.ndim == 3:  # one for each row of the batch
         low = jnp.einsum("B...I,BIr->B...r", x, a)
-        return y + _rows(scale, y) * jnp.einsum("B...r,BrO->B...O", low, b).astype(y.dtype)
-    y = y + scale.astype(y.dtype) * jnp.matmul(jnp.matmul(x, a), b).astype(y.dtype)
-    if not module.has_variable(COLLECTION, "magnitude"):
-        return y
-    magnitude = variable(module, COLLECTION, "magnitude", axes[1:], jnp.float32)
-    # The norm is a constant for the gradient (section 4.3 of the paper).
-    norm = jax.lax.stop_gradient(column_norms(adapted_matrix(matrix, a, b, scale)))
-    return y * (magnitude / norm).astype(y.dtype).reshape(*(1,) * (y.ndim - 1), -1)
+        return _sum(y, _rows(scale, y), jnp.einsum("B...r,BrO->B...O", low, b)).astype(y.dtype)
+    total = _sum(y, scale, jnp.matmul(jnp.matmul(x, a), b))
+    if module.has_variable(COLLECTION, "magnitude"):
+        longer = _longer(module, adapted_matrix(matrix, a, b, scale), axes)
+        total = total * longer.reshape(*(1,) * (y.ndim - 1), -1)
+    return total.astype(y.dtype)
 
 
 def adapt_rows(module: nn.Module, index: jax.Array, x: jax.Array) -> jax.Array:
@@ -73,8 +72,8 @@ def adapt_rows(module: nn.Module, index: jax.Array, x: jax.Array) -> jax.Array:
     a, b, scale = _parts(module, ("vocab", "embed"), x.dtype)
     if a.ndim == 3:
         low = jnp.take_along_axis(a, index[..., None], axis=1)
-        return x + _rows(scale, x) * jnp.einsum("BLr,BrD->BLD", low, b).astype(x.dtype)
-    return x + scale.astype(x.dtype) * jnp.matmul(jnp.take(a, index, axis=0), b).astype(x.dtype)
+        return _sum(x, _rows(scale, x), jnp.einsum("BLr,BrD->BLD", low, b)).astype(x.dtype)
+    return _sum(x, scale, jnp.matmul(jnp.take(a, index, axis=0), b)).astype(x.dtype)
 
 
 def whole_matrix(module: nn.Module, matrix: jax.Array, axes: tuple[str, str]) -> jax.Array:
@@ -88,16 +87,14 @@ def whole_matrix(module: nn.Module, matrix: jax.Array, axes: tuple[str, str]) ->
         raise ValueError("adapters of several rows do not go into one matrix: use the head as a whole")
     whole = adapted_matrix(matrix, a, b, scale)
     if module.has_variable(COLLECTION, "magnitude"):
-        magnitude = variable(module, COLLECTION, "magnitude", axes[1:], jnp.float32)
-        longer = magnitude / jax.lax.stop_gradient(column_norms(whole))
-        whole = whole * longer.astype(whole.dtype)[None, :]
-    return whole
+        whole = whole * _longer(module, whole, axes)[None, :]
+    return whole.astype(matrix.dtype)
 
 
 def adapted_matrix(matrix: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """`W + s·A·B` `[…, I, O]`, summed in float32, in the dtype of W."""
-    change = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32))
-    return (matrix.astype(jnp.float32) + scale[..., None, None] * change).astype(matrix.dtype)
+    """`W + s·A·B` `[…, I, O]` in float32."""
+    change = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
+    return matrix.astype(jnp.float32) + scale[..., None, None] * change
 
 
 def column_norms(matrix: jax.Array) -> jax.Array:
@@ -110,12 +107,13 @@ def select(adapters: Mapping[str, Any], ids: jax.Array) -> dict[str, Any]:
 
     Args:
         adapters: the collection with an axis of adapters (`hllm_jax.models.lora.stack_adapters`).
-        ids: int `[B]`.
+        ids: int `[B]`; a negative one is no adapter, one that is too large gives NaN.
     """
 
     def pick(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        layered = any(getattr(entry, "key", "") == "layers" for entry in path)
-        return jnp.take(leaf, ids, axis=1 if layered else 0, mode="fill")
+        axis = 1 if any(getattr(entry, "key", "") == "layers" for entry in path) else 0
+        none = jnp.expand_dims(ids < 0, [i for i in range(leaf.ndim) if i != axis])
+        return jnp.where(none, 0, jnp.take(leaf, jnp.maximum(ids, 0), axis=axis, mode="fill"))
 
     return jax.tree_util.tree_map_with_path(pick, dict(adapters))
 
@@ -127,6 +125,17 @@ def _parts(module: nn.Module, axes: tuple[str, str], dtype: Any) -> tuple[jax.Ar
     return a, b, variable(module, COLLECTION, "scale", several, jnp.float32)
 
 
+def _sum(y: jax.Array, scale: jax.Array, change: jax.Array) -> jax.Array:
+    """`y + scale · change` in float32: rounded to bfloat16, a factor near 1 has steps of a percent."""
+    return y.astype(jnp.float32) + scale * change.astype(jnp.float32)
+
+
+def _longer(module: nn.Module, whole: jax.Array, axes: tuple[str, str]) -> jax.Array:
+    """m / ‖W + s·A·B‖, float32 `[O]`; the norm is a constant for the gradient (section 4.3 of the paper)."""
+    magnitude = variable(module, COLLECTION, "magnitude", axes[1:], jnp.float32)
+    return magnitude / jax.lax.stop_gradient(column_norms(whole))
+
+
 def _rows(scale: jax.Array, like: jax.Array) -> jax.Array:
     """A number for each row `[B]`, to be multiplied with `[B, …]`."""
-    return scale.reshape(-1, *(1,) * (like.ndim - 1)).astype(like.dtype)
+    return scale.reshape(-1, *(1,) * (like.ndim - 1))

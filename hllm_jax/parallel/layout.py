@@ -194,7 +194,8 @@ class Layout:
 
             def only_new(rng: jax.Array) -> dict[Path, jax.Array]:
                 # What is drawn for the others is not used, and so not computed.
-                return {path: flatten(drawn(rng))[path] for path in new}
+                every = flatten(drawn(rng))
+                return {path: every[path] for path in new}
 
             made = jax.jit(only_new, out_shardings=new, compiler_options=self._once)(rng)
             given = unflatten({**flatten(given), **made})
@@ -235,6 +236,8 @@ class Layout:
         """A parameter on its devices; one that is not the model's stays, for `place` to refuse it."""
         if (target := self._few_bits.get(path)) is not None and self.adapters is not None:
             kind: Any = self.adapters.base
+            if tuple(array.shape) != target.whole_shape:
+                return array
             return {
                 name: self._put(f"{path}/{name}", part)
                 for name, part in in_few_bits(target, array, kind).items()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,18 +15,21 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hllm_jax.interop.models import Place
-from hllm_jax.interop.peft import is_peft, read_peft
-from hllm_jax.interop.registry import resolve
+from hllm_jax.interop.peft import is_peft, read_peft, save_peft
+from hllm_jax.interop.registry import UnknownModel, resolve
 from hllm_jax.models.layout import is_stacked, parameter_axes, unrolled_paths, unstack_layers
-from hllm_jax.models.lora import LoRAError, merge_matrix, rounded
+from hllm_jax.models.lora import LoRAError, check_embedding, merge_matrix, rounded
 from hllm_jax.models.spec import Spec
-from hllm_jax.training.checkpoints import Manifest, read_variables
+from hllm_jax.training.checkpoints import Manifest, read_manifest, read_variables, write_json
 
 if TYPE_CHECKING:
     from hllm_jax.training.pretrained import OpenPretrained
 
 #: Reads a model: `(scan_layers, place) -> tree` under `params`, see `OpenPretrained.read`.
 Read = Callable[[bool | None, Place | None], dict[str, Any]]
+
+#: Beside the files of `peft`: what they do not say.
+OURS = "hllm_jax.json"
 
 #: So many values of each parameter go into a fingerprint.
 SAMPLED = 1024
@@ -52,7 +57,7 @@ class Base:
     """The weights that adapters stand on: reads them, and says afterwards which they were.
 
     Args:
-        name: `model.load`.
+        name: `model.load`; kept as an absolute path, of the checkpoint where it is a run.
         opened: that model.
         scan_layers: the layout that is wanted.
         kept: `lora.base`.
@@ -62,7 +67,7 @@ class Base:
     """
 
     def __init__(self, name: str, opened: OpenPretrained, scan_layers: bool, kept: str = "none") -> None:
-        self.facts: dict[str, Any] = {"load": name, "kept": kept, "fingerprint": None}
+        self.facts: dict[str, Any] = {"load": _lasting(name), "kept": kept, "fingerprint": None}
         self._opened, self._scan = opened, scan_layers
 
     def __call__(self, put: Place) -> dict[str, Any]:
@@ -77,7 +82,7 @@ class Base:
 def fingerprinting(read: Read, period: int) -> tuple[Read, Callable[[], str]]:
     """The same way to read a model, and its fingerprint once it was read.
 
-    The same for a model in float32 and rounded to bfloat16, stacked or not, in any file format.
+    The same for a model in float32 and rounded to bfloat16, stacked or not.
     """
     digests: dict[str, str] = {}
 
@@ -119,6 +124,7 @@ def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
         used: set[str] = set()
         flat = {"/".join(path): leaf for path, leaf in flatten_dict(adapter.tree).items()}
         modules = {path.rpartition("/")[0] for path in flat}
+        check_embedding(modules, "head/kernel" in axes)
 
         def merge(path: str, array: np.ndarray) -> Any:
             names = unrolled_paths(path, array.shape[0] if array.ndim else 0, period)
@@ -163,15 +169,37 @@ def read_adapter(source: str | os.PathLike[str], config: Spec) -> Adapter:
     """
     if is_peft(Path(source)):
         tree, base = read_peft(Path(source), config)
-        return Adapter(str(source), tree, None, base)
-    from hllm_jax.training.checkpoints import read_manifest
+        ours = Path(source) / OURS
+        facts = json.loads(ours.read_text("utf-8")) if ours.is_file() else {}
+        return Adapter(str(source), tree, facts.get("fingerprint"), base, facts.get("kept", "none"))
+    return adapter_of(*checkpoint_with_adapters(source))
+
+
+def checkpoint_with_adapters(source: str | os.PathLike[str]) -> tuple[Path, Manifest]:
+    """The checkpoint that a run with `lora:` means, and its manifest.
+
+    Raises:
+        LoRAError: it is no such run.
+    """
     from hllm_jax.training.pretrained import checkpoint_of
 
-    found = resolve(source)
-    if found.run is None:
-        raise LoRAError(f"{source} holds no adapters: neither adapter_config.json nor a run with `lora:`")
+    try:
+        found = resolve(source)
+    except UnknownModel:
+        found = None
+    if found is None or found.run is None:
+        raise LoRAError(
+            f"{source} holds no adapters: it is neither a folder of peft's nor a run with `lora:`"
+        )
     folder = checkpoint_of(found)
-    return adapter_of(folder, read_manifest(folder))
+    return folder, read_manifest(folder)
+
+
+def save_adapter(folder: Path, config: Spec, adapter: Adapter) -> None:
+    """Write adapters as a folder of `peft`'s, and what that does not say in `hllm_jax.json`: the weights they were
+    trained on, and in which bits these were kept."""
+    save_peft(folder, config, adapter.tree, base=adapter.base)
+    write_json(folder / OURS, {"fingerprint": adapter.fingerprint, "kept": adapter.kept})
 
 
 def adapter_of(folder: Path, manifest: Manifest) -> Adapter:
@@ -193,12 +221,23 @@ def adapter_of(folder: Path, manifest: Manifest) -> Adapter:
 def _merged(module: str, weight: np.ndarray, flat: Mapping[str, Any], where: str, base: str) -> np.ndarray:
     parts = {name: flat.get(f"{module}/{name}") for name in ("a", "b", "scale", "magnitude")}
     a, b = parts["a"], parts["b"]
-    if a is None or b is None or a.shape[0] * b.shape[-1] != weight.size:
+    sizes = [(math.prod(weight.shape[:i]), math.prod(weight.shape[i:])) for i in range(1, weight.ndim)]
+    if a is None or b is None or (a.shape[0], b.shape[-1]) not in sizes:
         shapes = [None if part is None else part.shape for part in (a, b)]
         raise LoRAError(
             f"{where}: adapters of {module} have the shapes {shapes}, its weight in {base} {weight.shape}"
         )
     return np.asarray(merge_matrix(np.asarray(weight), **{k: v for k, v in parts.items() if v is not None}))
+
+
+def _lasting(name: str) -> str:
+    """A name that means the same weights from any folder, and when the run it names goes on."""
+    source = resolve(name)
+    if source.run is not None:
+        from hllm_jax.training.pretrained import checkpoint_of
+
+        return str(checkpoint_of(source).resolve())
+    return name if source.kind == "registered" else str(Path(name).expanduser().resolve())
 
 
 def _chained(first: Place | None, then: Place) -> Place:

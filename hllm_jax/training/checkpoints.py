@@ -133,7 +133,8 @@ class Checkpoints:
         verify(folder, manifest)
         flat = load(folder, wanted)
         if "base" in manifest.facts:
-            assert base is not None, "the frozen parameters are not in the checkpoint"
+            if base is None:
+                raise CheckpointError(f"{folder} holds adapters without their base: resume it with `lora:`")
             flat |= {f"{BASE}{path}": leaf for path, leaf in layout.place_frozen(base).items()}
         return rebuild(layout.abstract_state, flat), manifest
 

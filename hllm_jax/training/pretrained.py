@@ -17,6 +17,7 @@ from hllm_jax.interop.models import Place, open_model
 from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.models.config import LoRAConfig, ModelConfig
 from hllm_jax.models.layout import Model, is_stacked, stack_layers, unstack_layers
+from hllm_jax.models.lora import check_adapters
 from hllm_jax.models.spec import Spec, spec_from_dict, spec_to_dict
 from hllm_jax.parallel import distributed
 from hllm_jax.parallel.config import DistributedConfig
@@ -121,7 +122,10 @@ def open_pretrained(
         try:
             opened = open_pretrained(base["load"])
         except ValueError as error:
-            raise CheckpointError(f"{folder} holds adapters, and their base is not there: {error}") from None
+            raise CheckpointError(
+                f"{folder} holds adapters, and their base {base['load']} is not there; if it is elsewhere, "
+                f"give that as the model, and {source.run} as the adapter ({error})"
+            ) from None
         return OpenPretrained(
             config, own, with_adapter(opened.read, config, adapter_of(folder, manifest), base["load"])
         )
@@ -238,6 +242,7 @@ def begin(
     tokenizer = run.tokenizer(lambda: own)
     built = model.build(tokenizer.vocab_size, loaded=loaded.config)
     if adapters is not None:
+        check_adapters(adapters, built.config)
         run.base = Base(model.load, loaded, model.scan_layers, adapters.base)
         return Beginning(tokenizer, built, run.base)
     return Beginning(tokenizer, built, functools.partial(loaded.read, model.scan_layers))

@@ -209,10 +209,13 @@ class Run:
         remedy = "run.allow_changes=true goes on all the same, another run.dir starts anew"
         for name in ("tokenizer", "data", "base"):
             then, now = (_fingerprint(facts.get(name)) for facts in (manifest.facts, self.facts))
-            if then is not None and now is not None and then != now and not self.config.run.allow_changes:
+            if then is None or now is None or then == now:
+                continue
+            if name == "base" or not self.config.run.allow_changes:
                 raise CheckpointError(
                     f"{self.checkpoints.path(self.resumed)} was trained with another {name} "
-                    f"(fingerprint {str(then)[:12]}, now {str(now)[:12]}): {remedy}"
+                    f"(fingerprint {str(then)[:12]}, now {str(now)[:12]}): "
+                    + (remedy if name != "base" else f"{manifest.facts['base']['load']} was its base")
                 )
         self.tokens = int(manifest.facts.get("tokens", 0))
         self._metrics = self.lines("metrics.jsonl")
@@ -293,9 +296,18 @@ class Run:
         if not changes:
             return
         lines = [f"  {key}: {old!r} -> {new!r}" for key, old, new in changes]
-        wrong = [key for key, _, _ in changes if not free(key, FREE)]
+        adapters = getattr(self.config, "lora", None) is not None
+        # A base is known by its weights: `restore` compares them.
+        wrong = [
+            key for key, _, _ in changes if not free(key, FREE) and not (adapters and key == "model.load")
+        ]
+        listed = "\n".join(lines)
+        if any(free(key, ("lora", "lora.*")) for key in wrong):
+            raise RunError(
+                f"{self.folder} holds a run with other adapters, at step {self.resumed}:\n{listed}\n"
+                "Adapters keep what they began with: undo that, or choose another run.dir"
+            )
         if wrong and not self.config.run.allow_changes:
-            listed = "\n".join(lines)
             raise RunError(
                 f"{self.folder} holds a run with another config, at step {self.resumed}:\n{listed}\n"
                 f"What the run is would change ({', '.join(wrong)}). Undo that, or choose another run.dir, "

@@ -17,6 +17,7 @@ from hllm_jax.models.layout import init_variables, parameter_axes, unstack_layer
 from hllm_jax.models.lora import (
     LoRAError,
     begin_adapters,
+    check_adapters,
     few_bits,
     in_few_bits,
     measure_columns,
@@ -131,6 +132,11 @@ def test_rows_of_one_batch_with_different_adapters(scan: bool) -> None:
     for row, number in enumerate(ids):
         alone = logits(model, {"params": params, "lora": some[number]}, tokens)
         assert np.abs(mixed[row] - alone[row]).max() < 1e-5
+    nobody = logits(model, {"params": params, "lora": select(several, np.array([-1]))}, tokens[:1])
+    assert np.abs(nobody - logits(model, {"params": params}, tokens[:1])).max() < 1e-5
+    assert np.isnan(
+        logits(model, {"params": params, "lora": select(several, np.array([2]))}, tokens[:1])
+    ).all()
     with pytest.raises(LoRAError, match="choose one"):
         merge_adapters({"params": params, "lora": several})
     dora = fresh(spec, LoRAConfig(rank=2, dora=True), scan)
@@ -158,7 +164,7 @@ def test_dropout_is_that_of_training_alone() -> None:
     [
         ({}, ("attention/q_proj",), "names no weight of this model; there are: attention/key, "),
         ({}, ("attention/*", "attention/norm"), "'attention/norm' names no weight"),
-        ({}, ("embed",), r"'embed' is the head of this model too \(tied\)"),
+        ({}, ("embed",), r"this model has no head apart from it \(tied\)"),
         ({}, ("head",), "'head' names no weight"),
         ({"experts": Experts(count=4, per_token=2)}, ("mlp/*",), "'mlp/\\*' names no weight"),
     ],
@@ -168,6 +174,28 @@ def test_targets_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(LoRAError, match=message):
         fresh(tiny_config(**changes), LoRAConfig(targets=targets))
+
+
+def test_a_small_change_of_a_magnitude_shows_in_bfloat16() -> None:
+    """The factor of DoRA is near 1, where bfloat16 has steps of a percent."""
+    spec = tiny_config()
+    model, params = tiny_model(spec, dtype="bfloat16")
+    adapters = fresh(spec, LoRAConfig(rank=2, dora=True, targets=("mlp/up",)))
+    variables = measure_columns({"params": params, "lora": moved(adapters)})
+    tokens = random_tokens(spec, 2, 9)
+    before = logits(model, variables, tokens)
+
+    def longer(path: Any, leaf: Any) -> Any:
+        return leaf * 1.002 if path[-1].key == "magnitude" else leaf
+
+    after = {**variables, "lora": jax.tree_util.tree_map_with_path(longer, variables["lora"])}
+    assert 0 < np.abs(logits(model, after, tokens) - before).max() < 0.5
+
+
+def test_experts_are_not_kept_in_few_bits() -> None:
+    spec = tiny_config(experts=Experts(count=4, per_token=2))
+    with pytest.raises(LoRAError, match="keeps no experts"):
+        check_adapters(LoRAConfig(base="nf4", targets=("attention/*",)), spec)
 
 
 def test_what_is_kept_in_few_bits_and_how_it_is_read_again() -> None:

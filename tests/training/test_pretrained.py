@@ -13,10 +13,11 @@ import pytest
 from hllm_jax.conversion import export_adapter, merge
 from hllm_jax.models.layout import is_stacked, unstack_layers
 from hllm_jax.models.lora import LoRAError, merge_adapters
+from hllm_jax.nn.quantised import dequantise
 from hllm_jax.recipes import load_run_config
 from hllm_jax.testing.corpora import write_conversations, write_documents
 from hllm_jax.tokenizers import load_tokenizer
-from hllm_jax.training import CheckpointError, load_pretrained
+from hllm_jax.training import CheckpointError, RunError, load_pretrained
 from hllm_jax.training.checkpoints import read_manifest
 from hllm_jax.training.metrics import read_lines
 
@@ -118,7 +119,7 @@ def test_a_run_without_a_checkpoint_says_so(base: Path, tmp_path: Path) -> None:
         load_pretrained(tmp_path)
 
 
-def tuned_with_adapters(base: Path, folder: Path, *more: str) -> Any:
+def tuned_with_adapters(base: Path, folder: Path, *more: str, lora: str = "dora: true, dropout: 0.1") -> Any:
     chats = write_conversations(folder.parent / "chats.jsonl", 40)
     return run(
         "sft/tiny",
@@ -129,7 +130,7 @@ def tuned_with_adapters(base: Path, folder: Path, *more: str) -> Any:
         "data.overlong=truncate",
         "schedule.peak=0.01",
         f"data.sources=[{{path: {chats}}}]",
-        "lora={rank: 2, dora: true, dropout: 0.1}",
+        f"lora={{rank: 2, {lora}}}",
         *more,
     )
 
@@ -185,5 +186,32 @@ def test_a_run_of_adapters_goes_on_bit_for_bit_and_on_its_own_base_only(base: Pa
     with pytest.raises(CheckpointError, match="with another base"):
         tuned_with_adapters(own, folder, "train.steps=6")
     shutil.rmtree(own)
-    with pytest.raises(CheckpointError, match="holds adapters, and their base is not there"):
+    with pytest.raises(CheckpointError, match="holds adapters, and their base .* is not there"):
         load_pretrained(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_adapters_on_a_base_in_few_bits_are_loaded_on_those_weights(base: Path, tmp_path: Path) -> None:
+    run_folder, options = tmp_path / "run", {"lora": "base: nf4, targets: [mlp/*]"}
+    state = tuned_with_adapters(base, run_folder, "train.steps=2", **options)
+    path = ("layers_1", "mlp", "up", "kernel")
+    parts = jax.device_get(_at(state.frozen["params"], path))
+    assert set(parts) == {"codes", "scales", "blocks", "offset"}
+    adapter = jax.device_get({**state.trainable["lora"]["layers_1"]["mlp"]["up"]})
+    rounded = np.asarray(dequantise(parts, 16, "float32"))
+    merged = rounded + 16.0 * adapter["a"] @ adapter["b"]
+    assert np.abs(rounded - _at(load_pretrained(base).params, path)).max() > 1e-3
+    export_adapter(run_folder, tmp_path / "peft")
+    for loaded in (load_pretrained(run_folder), load_pretrained(base, adapter=tmp_path / "peft")):
+        np.testing.assert_allclose(_at(loaded.params, path), merged, atol=1e-6)
+    assert merge(base, run_folder, tmp_path / "merged")["max_difference"] < 1e-4
+    resumed = tuned_with_adapters(base, run_folder, "train.steps=3", **options)
+    assert int(resumed.step) == 3
+    with pytest.raises(RunError, match="Adapters keep what they began with"):
+        tuned_with_adapters(base, run_folder, "lora.alpha=400", "run.allow_changes=true", **options)
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
