@@ -186,7 +186,7 @@ def test_a_run_of_adapters_goes_on_bit_for_bit_and_on_its_own_base_only(base: Pa
     with pytest.raises(CheckpointError, match="with another base"):
         tuned_with_adapters(own, folder, "train.steps=6")
     shutil.rmtree(own)
-    with pytest.raises(CheckpointError, match="holds adapters, and their base .* is not there"):
+    with pytest.raises(CheckpointError, match=r"holds adapters, and their base .* is not there"):
         load_pretrained(tmp_path / "whole")
 
 
