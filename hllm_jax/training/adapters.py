@@ -196,8 +196,8 @@ def checkpoint_with_adapters(source: str | os.PathLike[str]) -> tuple[Path, Mani
 
 
 def save_adapter(folder: Path, config: Spec, adapter: Adapter) -> None:
-    """Write adapters as a folder of `peft`'s; what that does not say goes into `hllm_jax.json`: the weights they
-    were trained on, and in which bits these were kept."""
+    """Write adapters as a folder of `peft`'s; what that does not say goes into `hllm_jax.json`: the weights
+    they were trained on, and in which bits these were kept."""
     save_peft(folder, config, adapter.tree, base=adapter.base)
     write_json(folder / OURS, {"fingerprint": adapter.fingerprint, "kept": adapter.kept})
 
