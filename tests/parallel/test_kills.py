@@ -51,8 +51,8 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         assert each["from"] == left
         assert each["left"] >= max(left, (each["seen"] - 1) // 5 * 5 - 5)
         left = each["left"]
-    # Which moments a few kills meet is chance.
-    assert ROUNDS < 20 or {bool(each["half_saved"]) for each in rounds} == {False, True}
+    assert any(each["half_saved"] for each in rounds)
+    assert any(not each["half_saved"] for each in rounds)
     assert {each["victim"] for each in rounds} == {0, 1}
 
     losses = [read_lines(tmp_path / run / "metrics.jsonl") for run in ("parts", "whole")]
