@@ -26,7 +26,7 @@ from hllm_jax.models.config import LoRAConfig
 from hllm_jax.models.layout import boxed_parameters
 from hllm_jax.models.spec import Spec
 from hllm_jax.nn import quantised
-from hllm_jax.nn.adapters import COLLECTION, TRAINED, column_norms
+from hllm_jax.nn.adapters import COLLECTION, TRAINED, adapted_matrix, column_norms
 from hllm_jax.nn.axes import input_axes
 
 Tree = dict[str, Any]
@@ -66,9 +66,13 @@ class Target(NamedTuple):
         return self.axes == ("vocab", "embed")
 
     @property
-    def whole_shape(self) -> tuple[int, ...]:
-        """Shape of the kernel, or of the stack of them."""
-        return self.shape if self.layers is None else (self.layers, *self.shape)
+    def lead(self) -> tuple[int, ...]:
+        """The axis that a scan has put in front, if it has."""
+        return () if self.layers is None else (self.layers,)
+
+    def named(self, *axes: str | None) -> tuple[str | None, ...]:
+        """Names of the axes of an array that has such a lead."""
+        return (*("layers",) * len(self.lead), *axes)
 
     @property
     def cut(self) -> int:
@@ -96,10 +100,9 @@ def begin_adapters(config: LoRAConfig, boxed: Mapping[str, Any], key: jax.Array)
         LoRAError: a target that no weight has, or a weight that cannot have an adapter.
     """
     leaves: dict[str, Any] = {}
-    for target in chosen(config.targets, targets(boxed)):
+    for target in chosen(config, targets(boxed)):
         rows, columns = target.matrix
-        lead = () if target.layers is None else (target.layers,)
-        layered = () if target.layers is None else ("layers",)
+        lead = target.lead
         drawn = _draws(target, jax.random.fold_in(key, zlib.crc32(target.name.encode())))
         ends = (target.axes[0], target.axes[target.cut])
         if target.is_table:
@@ -109,18 +112,16 @@ def begin_adapters(config: LoRAConfig, boxed: Mapping[str, Any], key: jax.Array)
             a = (2 * drawn(jax.random.uniform, (rows, config.rank)) - 1) / math.sqrt(rows)
             b = jnp.zeros((*lead, config.rank, columns))
         made: dict[str, tuple[jax.Array, tuple[str, ...]]] = {
-            "a": (a, (*layered, ends[0], "rank")),
-            "b": (b, (*layered, "rank", ends[1])),
-            "scale": (jnp.full(lead, config.scale, jnp.float32), layered),
+            "a": (a, (ends[0], "rank")),
+            "b": (b, ("rank", ends[1])),
+            "scale": (jnp.full(lead, config.scale, jnp.float32), ()),
         }
         if config.dropout:
-            made["dropout"] = (jnp.full(lead, config.dropout, jnp.float32), layered)
+            made["dropout"] = (jnp.full(lead, config.dropout, jnp.float32), ())
         if config.dora:
-            if target.is_table:
-                raise LoRAError(f"lora.targets: {target.name} is an embedding, which DoRA has no norm for")
-            made["magnitude"] = (jnp.zeros((*lead, columns)), (*layered, ends[1]))
+            made["magnitude"] = (jnp.zeros((*lead, columns)), (ends[1],))
         leaves |= {
-            f"{target.module}/{name}": nn.LogicallyPartitioned(value, axes)
+            f"{target.module}/{name}": nn.LogicallyPartitioned(value, target.named(*axes))
             for name, (value, axes) in made.items()
         }
     return unflatten_dict(leaves, sep="/")
@@ -133,9 +134,7 @@ def check_adapters(config: LoRAConfig, spec: Spec) -> None:
         LoRAError: as `begin_adapters` and `few_bits`.
     """
     boxed = unflatten_dict(boxed_parameters(spec), sep="/")
-    these = chosen(config.targets, targets(boxed))
-    if config.dora and (table := next((t.name for t in these if t.is_table), None)):
-        raise LoRAError(f"lora.targets: {table} is an embedding, which DoRA has no norm for")
+    chosen(config, targets(boxed))
     few_bits(config, boxed)
 
 
@@ -182,20 +181,23 @@ def targets(boxed: Mapping[str, Any]) -> list[Target]:
     return found
 
 
-def chosen(patterns: Sequence[str], found: Sequence[Target]) -> list[Target]:
-    """Those of the weights that patterns name.
+def chosen(config: LoRAConfig, found: Sequence[Target]) -> list[Target]:
+    """Those of the weights that the section names.
 
     Raises:
-        LoRAError: a pattern that names none of them, with the names there are.
+        LoRAError: a pattern that names none of them, with the names there are; one that cannot have such an
+            adapter.
     """
     taken: dict[str, Target] = {}
-    for pattern in patterns:
+    for pattern in config.targets:
         these = [t for t in found if fnmatch.fnmatchcase(t.name, pattern)]
         if not these:
             names = ", ".join(sorted({t.name for t in found}))
             raise LoRAError(f"lora.targets: {pattern!r} names no weight of this model; there are: {names}")
         taken |= {t.module: t for t in these}
     check_embedding(taken, any(t.name == "head" for t in found))
+    if config.dora and (table := next((t.name for t in taken.values() if t.is_table), None)):
+        raise LoRAError(f"lora.targets: {table} is an embedding, which DoRA has no norm for")
     return list(taken.values())
 
 
@@ -239,12 +241,9 @@ def merge_matrix(weight: Any, a: Any, b: Any, scale: Any, magnitude: Any = None)
         weight: a kernel or a table, of I·O numbers, or a stack of them; JAX or NumPy, as the rest.
         a, b, scale, magnitude: `[…, I, r]`, `[…, r, O]`, `[…]`, `[…, O]`.
     """
-    matrix = weight.astype("float32").reshape(*a.shape[:-1], b.shape[-1])
-    a, b = a.astype("float32"), b.astype("float32")
-    change = a @ b if isinstance(a, np.ndarray) else jnp.matmul(a, b, precision="highest")
-    merged = matrix + scale[..., None, None] * change
+    merged = adapted_matrix(weight.reshape(*a.shape[:-1], b.shape[-1]), a, b, scale)
     if magnitude is not None:
-        merged = merged * (magnitude / (merged * merged).sum(axis=-2) ** 0.5)[..., None, :]
+        merged = merged * (magnitude / column_norms(merged))[..., None, :]
     return merged.reshape(weight.shape).astype(weight.dtype)
 
 
@@ -325,13 +324,11 @@ def with_adapters(adapters: LoRAConfig, variables: Mapping[str, Any], key: jax.A
     params: dict[str, Any] = flatten_dict(dict(variables["params"]), sep="/")
     for path, target in few_bits(adapters, variables["params"]).items():
         kind: Any = adapters.base
-        lead = () if target.layers is None else (target.layers,)
-        layered = ("layers",) if lead else ()
         names = quantised.axes(target.axes[0], target.axes[target.cut], kind)
         del params[path]
         for name, part in quantised.shapes(*target.matrix, kind).items():
-            zeros = jnp.zeros((*lead, *part.shape), part.dtype)
-            params[f"{path}/{name}"] = nn.LogicallyPartitioned(zeros, (*layered, *names[name]))
+            zeros = jnp.zeros((*target.lead, *part.shape), part.dtype)
+            params[f"{path}/{name}"] = nn.LogicallyPartitioned(zeros, target.named(*names[name]))
     return {**variables, "params": unflatten_dict(params, sep="/"), COLLECTION: begun}
 
 
@@ -347,20 +344,17 @@ def few_bits(config: LoRAConfig, boxed: Mapping[str, Any]) -> dict[str, Target]:
         raise LoRAError(
             f"lora.base: {config.base} keeps no experts, which are most of a mixture: leave it out"
         )
-    inside = (t for t in targets(boxed) if t.name != t.module and not t.name.endswith("router"))
-    return {f"{target.module}/kernel": target for target in inside}
+    return {f"{t.module}/kernel": t for t in targets(boxed) if _LAYER.fullmatch(t.module)}
 
 
 def in_few_bits(target: Target, kernel: np.ndarray, kind: quantised.Kind) -> dict[str, np.ndarray]:
     """A kernel, or a stack of them, as `base` keeps it."""
-    lead = () if target.layers is None else (target.layers,)
-    return quantised.quantise(kernel.reshape(*lead, *target.matrix), kind)
+    return quantised.quantise(kernel.reshape(*target.lead, *target.matrix), kind)
 
 
 def rounded(path: str, kernel: np.ndarray, axes: Sequence[str | None], kind: quantised.Kind) -> np.ndarray:
     """A kernel of the unrolled model as adapters saw it: through `kind` and back, if `base` kept it so."""
-    match = _LAYER.fullmatch(path)
-    if match is None or not path.endswith("/kernel") or axes[0] == "experts" or "router" in path:
+    if not path.endswith("/kernel") or _LAYER.fullmatch(path) is None:
         return kernel
     rows = math.prod(kernel.shape[: input_axes(axes)])
     parts = quantised.quantise(kernel.reshape(rows, -1), kind)

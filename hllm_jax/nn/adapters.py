@@ -25,6 +25,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hllm_jax.nn.axes import variable
 
@@ -91,15 +92,17 @@ def whole_matrix(module: nn.Module, matrix: jax.Array, axes: tuple[str, str]) ->
     return whole.astype(matrix.dtype)
 
 
-def adapted_matrix(matrix: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """`W + s·A·B` `[…, I, O]` in float32."""
-    change = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
-    return matrix.astype(jnp.float32) + scale[..., None, None] * change
+def adapted_matrix(matrix: Any, a: Any, b: Any, scale: Any) -> Any:
+    """`W + s·A·B` `[…, I, O]` in float32; all JAX or all NumPy, for which nothing is compiled."""
+    a, b = a.astype("float32"), b.astype("float32")
+    change = a @ b if isinstance(a, np.ndarray) else jnp.matmul(a, b, precision="highest")
+    return matrix.astype("float32") + scale[..., None, None] * change
 
 
-def column_norms(matrix: jax.Array) -> jax.Array:
-    """The length of what makes each output, `[…, I, O]` -> float32 `[…, O]`."""
-    return jnp.sqrt(jnp.sum(jnp.square(matrix.astype(jnp.float32)), axis=-2))
+def column_norms(matrix: Any) -> Any:
+    """The length of what makes each output, `[…, I, O]` -> float32 `[…, O]`; JAX or NumPy."""
+    matrix = matrix.astype("float32")
+    return (matrix * matrix).sum(axis=-2) ** 0.5
 
 
 def select(adapters: Mapping[str, Any], ids: jax.Array) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Layout:
         self._once = COMPILED_ONCE.get(self.platform)
 
         self._few_bits: dict[str, Target] = {}
-        if adapters is not None:
+        if adapters is not None and adapters.base != "none":
             whole = jax.eval_shape(functools.partial(init_variables, model), jax.random.key(0))
             self._few_bits = few_bits(adapters, whole["params"])
         boxed = jax.eval_shape(self._variables, jax.random.key(0))
@@ -236,7 +236,7 @@ class Layout:
         """A parameter on its devices; one that is not the model's stays, for `place` to refuse it."""
         if (target := self._few_bits.get(path)) is not None and self.adapters is not None:
             kind: Any = self.adapters.base
-            if tuple(array.shape) != target.whole_shape:
+            if tuple(array.shape) != (*target.lead, *target.shape):
                 return array
             return {
                 name: self._put(f"{path}/{name}", part)

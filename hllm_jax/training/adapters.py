@@ -122,7 +122,7 @@ def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
 
     def merging(scan_layers: bool | None, place: Place | None) -> dict[str, Any]:
         used: set[str] = set()
-        flat = {"/".join(path): leaf for path, leaf in flatten_dict(adapter.tree).items()}
+        flat: dict[str, Any] = flatten_dict(adapter.tree, sep="/")
         modules = {path.rpartition("/")[0] for path in flat}
         check_embedding(modules, "head/kernel" in axes)
 
@@ -140,8 +140,8 @@ def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
             array = np.stack(parts) if stacked else parts[0]
             return array if place is None else place(path, array)
 
-        noting, fingerprint = fingerprinting(lambda scan, note: read(scan, _chained(note, merge)), period)
-        tree = noting(scan_layers, None)
+        noting, fingerprint = fingerprinting(read, period)
+        tree = noting(scan_layers, merge)
         if unknown := sorted(modules - used):
             raise LoRAError(
                 f"{adapter.where} has adapters of {', '.join(unknown[:5])}, which {base} does not have"
@@ -238,15 +238,6 @@ def _lasting(name: str) -> str:
 
         return str(checkpoint_of(source).resolve())
     return name if source.kind == "registered" else str(Path(name).expanduser().resolve())
-
-
-def _chained(first: Place | None, then: Place) -> Place:
-    def place(path: str, array: np.ndarray) -> Any:
-        if first is not None:
-            first(path, array)
-        return then(path, array)
-
-    return place
 
 
 def _digest(array: np.ndarray) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 
 import torch
-from memory import peak_memory
 from peft import LoraConfig, get_peft_model
+from steps import answer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -48,13 +47,7 @@ def main() -> None:
 
     count = sum(weight.numel() for weight in trained)
     print(json.dumps({"ready": True, "trained": count}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(json.loads(line)["steps"]):
-            loss = step()
-        seconds = time.perf_counter() - start
-        memory = peak_memory()
-        print(json.dumps({"seconds": seconds, "loss": loss, "memory": memory}), flush=True)
+    answer(step)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 
 import torch
-from memory import peak_memory
+from steps import answer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -38,13 +37,7 @@ def main() -> None:
         return loss.item()
 
     print(json.dumps({"ready": True, "parameters": model.num_parameters()}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(json.loads(line)["steps"]):
-            loss = step()
-        seconds = time.perf_counter() - start
-        memory = peak_memory()
-        print(json.dumps({"seconds": seconds, "loss": loss, "memory": memory}), flush=True)
+    answer(step)
 
 
 if __name__ == "__main__":
