@@ -42,16 +42,17 @@ def has_adapter(module: nn.Module) -> bool:
 
 
 def adapt(
-    module: nn.Module, x: jax.Array, y: jax.Array, matrix: jax.Array, axes: tuple[str, str]
+    module: nn.Module, x: jax.Array, y: jax.Array, matrix: jax.Array, axes: tuple[str, str], rows: int
 ) -> jax.Array:
     """The output of a linear map with its adapter.
 
     Args:
         module: the map; it has an adapter.
-        x: its input `[B, …, I]`.
-        y: `x·W` without bias, `[B, …, O]`.
+        x: its input `[B, …, I]`, or all but the last axis as one.
+        y: `x·W` without bias, in the same form.
         matrix: W `[I, O]`.
         axes: names of the (first) input and output axis of W.
+        rows: B.
     """
     a, b, scale = _parts(module, axes, x.dtype)
     if module.has_variable(COLLECTION, "dropout") and module.has_rng("dropout"):
@@ -59,8 +60,8 @@ def adapt(
         seen = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
         x = jnp.where(seen, x / (1 - rate), 0).astype(x.dtype)
     if a.ndim == 3:  # one for each row of the batch
-        low = jnp.einsum("B...I,BIr->B...r", x, a)
-        return _sum(y, _rows(scale, y), jnp.einsum("B...r,BrO->B...O", low, b)).astype(y.dtype)
+        apart, low = y.reshape(rows, -1, y.shape[-1]), x.reshape(rows, -1, x.shape[-1]) @ a
+        return _sum(apart, _rows(scale, apart), low @ b).reshape(y.shape).astype(y.dtype)
     total = _sum(y, scale, jnp.matmul(jnp.matmul(x, a), b))
     if module.has_variable(COLLECTION, "magnitude"):
         longer = _longer(module, adapted_matrix(matrix, a, b, scale), axes)

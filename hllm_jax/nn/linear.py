@@ -61,8 +61,7 @@ class Linear(nn.Module):
         matrix = self._matrix()
         y = product(flat, matrix, self.result_dtype)
         if has_adapter(self):
-            rows = flat.reshape(*lead, flat.shape[-1])
-            y = adapt(self, rows, y.reshape(*lead, y.shape[-1]), matrix, self._ends()).reshape(y.shape)
+            y = adapt(self, flat, y, matrix, self._ends(), rows=lead[0] if lead else 1)
         if self.use_bias:
             y = y + self.bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
         return y.reshape(*lead, *self.outputs)
