@@ -139,20 +139,26 @@ def open_tfds(source: SourceConfig, split: str, holdout: float) -> Opened:
 
     stand_in_for_importlib_resources()
     name = (source.name or "").removeprefix(TFDS_PREFIX)
+
+    def make() -> tfds.core.DatasetBuilder:
+        return tfds.builder(name, data_dir=str(cache_dir() / "tfds"), file_format="array_record")
+
     try:
-        builder = tfds.builder(name, data_dir=str(cache_dir() / "tfds"), file_format="array_record")
+        builder = make()
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         raise DataError(f"TFDS cannot open it: {error}", source.label) from error
-    prepared = False
+    is_prepared = False
 
     def prepare_builder() -> None:
-        nonlocal prepared
-        if not prepared:
+        from hllm_jax.data.corpora.builder import prepared
+
+        nonlocal builder, is_prepared
+        if not is_prepared:
             try:
-                builder.download_and_prepare()  # says how much it will download, and shows bars
+                builder = prepared(make)  # says how much it will download, and shows bars
             except Exception as error:  # whatever a data set's own download code raises
                 raise DataError(f"TFDS cannot prepare it: {error}", source.label) from error
-            prepared = True
+            is_prepared = True
 
     expression, share = source.split, EVERYTHING
     own = source.validation_split

