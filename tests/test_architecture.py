@@ -24,6 +24,7 @@ ROOMS = [
     "objectives",
     "training",
     "generation",
+    "rl",
     "evals",
     "report",
     "doctor",
