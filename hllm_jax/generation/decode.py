@@ -267,10 +267,10 @@ def advance(
 
 
 def known(logits: jax.Array, vocab: int) -> jax.Array:
-    """Logits `[B, V]` with -inf for ids that the tokenizer does not have (tables padded to a round size)."""
-    if logits.shape[1] <= vocab:
+    """Logits `[..., V]` with -inf for ids the tokenizer does not have (tables padded to a round size)."""
+    if logits.shape[-1] <= vocab:
         return logits
-    ids = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :]
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     return jnp.where(ids < vocab, logits, -jnp.inf)
 
 

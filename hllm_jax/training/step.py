@@ -105,10 +105,26 @@ def make_train_step(
         `learning_rate`, `tokens` (positions that hold a token, int32) and `skipped`.
     """
 
-    total = summed_gradient(loss, layout, accumulation, reduce_dtype)
+    update = make_update(loss, optimizer, layout, accumulation, reduce_dtype)
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
+        state, metrics = update(state, frozen, batch, key)
+        return state.replace(step=state.step + 1), metrics
+
+    return TrainStep(step, layout)
+
+
+def make_update(
+    loss: Loss, optimizer: Optimizer, layout: Layout, accumulation: int, reduce_dtype: DTypeLike
+) -> Callable[[TrainState, Tree, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """What a step does but count: `(state, frozen, batch, key) -> (state, metrics)`, to be compiled.
+
+    For the arguments and metrics see `make_train_step`.
+    """
+    total = summed_gradient(loss, layout, accumulation, reduce_dtype)
+
+    def update(state: TrainState, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         gradients, sums = total(state.trainable, frozen, prepared(loss, batch), key)
         metrics = mean(sums)
         weight = sums["loss"][1]
@@ -126,12 +142,9 @@ def make_train_step(
         metrics["learning_rate"] = optimizer.schedule(state.step)
         metrics["tokens"] = count_tokens(batch)
         metrics["skipped"] = 1.0 - good.astype(jnp.float32)
-        state = TrainState(
-            step=state.step + 1, trainable=trainable, frozen={}, opt_state=opt_state, rng=state.rng
-        )
-        return state, metrics
+        return state.replace(trainable=trainable, frozen={}, opt_state=opt_state), metrics
 
-    return TrainStep(step, layout)
+    return update
 
 
 def summed_gradient(
