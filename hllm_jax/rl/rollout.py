@@ -46,6 +46,11 @@ class Rollout(struct.PyTreeNode):
     log_probs: jax.Array
     ended: jax.Array
 
+    @property
+    def begins(self) -> jax.Array:
+        """int32 `[B]`: where the answer begins, the tokens of the prompt."""
+        return self.lengths - jnp.sum(self.actions, axis=1).astype(jnp.int32)
+
 
 #: What goes from one token to the next: the state of decoding, logits `[B, V]`, and the rollout so far.
 _Carry: TypeAlias = tuple[DecodeState, jax.Array, Rollout]
@@ -210,37 +215,42 @@ def answer_likelihood(
     variables: Variables,
     tokens: jax.Array,
     lengths: jax.Array,
-    temperature: float,
+    begins: jax.Array,
+    config: RolloutConfig,
     vocab: int,
     chunks: int = 1,
 ) -> Likelihood:
-    """What a policy says of the tokens of a rollout, by the pass that trains: without dropout, which was not
+    """What a policy says of the answers of a rollout, by the pass that trains: without dropout, which was not
     there when they were sampled.
+
+    Logits are made for the answers alone, not for the prompts.
 
     Args:
         model, variables: the policy.
-        tokens, lengths: of the rollout, `[B, L]` and `[B]`.
-        temperature: they were sampled at.
+        tokens, lengths, begins: of the rollout, `[B, L]` and `[B]`.
+        config: they were sampled with.
         vocab: ids that could be sampled.
-        chunks: see `chunked_likelihood`.
+        chunks: divides `config.max_tokens`; see `chunked_likelihood`.
 
     Returns:
-        Log-probabilities and entropies `[B, L]`, aligned as in `Rollout`: index t speaks of token t. At 0,
-        and behind the end of a row, they are finite and without meaning.
+        Log-probabilities and entropies `[B, L]`, aligned as in `Rollout`: index t speaks of token t. 0 on the
+        prompt; behind the end of a row they are finite and without meaning.
     """
-    segment_ids = held_tokens(tokens, lengths)
-    applied: Any = model.apply(variables, tokens, segment_ids, method="before_head")
+    applied: Any = model.apply(variables, tokens, held_tokens(tokens, lengths), method="before_head")
     x, head = applied
 
     def possible(x: jax.Array) -> jax.Array:
         return known(head(x), vocab)
 
+    at = begins[:, None] + jnp.arange(config.max_tokens, dtype=jnp.int32)[None, :]
     # The state at t - 1 is what speaks of token t.
-    following = jnp.roll(tokens, -1, axis=1)
-    found = chunked_likelihood(x, possible, jnp.minimum(following, vocab - 1), temperature, chunks)
+    before = jnp.take_along_axis(x, at[:, :, None] - 1, axis=1)
+    answers = jnp.take_along_axis(tokens, at, axis=1)
+    found = chunked_likelihood(before, possible, answers, config.temperature, chunks)
+    rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)[:, None]
 
-    def aligned(of_next: jax.Array) -> jax.Array:
-        return jnp.roll(of_next, 1, axis=1)
+    def aligned(of_answers: jax.Array) -> jax.Array:
+        return jnp.zeros(tokens.shape, jnp.float32).at[rows, at].set(of_answers, unique_indices=True)
 
     return Likelihood(aligned(found.log_probs), aligned(found.entropy))
 

@@ -3,6 +3,7 @@ seed, update and number matters to it."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -76,9 +77,10 @@ def sampler(temperature: float = 0.6, window: int = 6) -> Any:
 def test_the_training_pass_gives_ratio_1_and_kl_0(temperature: float) -> None:
     run, model, variables = sampler(temperature)
     rollout = run(prompts())
-    again = functools.partial(answer_likelihood, model, vocab=VOCAB, chunks=11)
-    told = jax.jit(again, static_argnames="temperature")
-    found = told(variables, rollout.tokens, rollout.lengths, temperature=temperature)
+    again = functools.partial(answer_likelihood, model, vocab=VOCAB, chunks=5)
+    told = jax.jit(again, static_argnames="config")
+    row = variables, rollout.tokens, rollout.lengths, rollout.begins
+    found = told(*row, config=dataclasses.replace(SETTINGS, temperature=temperature))
     assert rollout.actions.sum() >= 2 * P
     assert (rollout.log_probs[rollout.actions == 1] < 0).all()
     assert (rollout.log_probs[rollout.actions == 0] == 0).all()
@@ -86,7 +88,7 @@ def test_the_training_pass_gives_ratio_1_and_kl_0(temperature: float) -> None:
     assert float(sums["ratio"][0] / sums["ratio"][1]) == pytest.approx(1.0, abs=1e-5)
     kl = kl_estimate(rollout.log_probs, found.log_probs, "k1") * rollout.actions
     assert np.abs(kl).max() < 2e-5
-    other = told(variables, rollout.tokens, rollout.lengths, temperature=0.8)
+    other = told(*row, config=dataclasses.replace(SETTINGS, temperature=0.8))
     assert np.abs((other.log_probs - rollout.log_probs) * rollout.actions).max() > 1e-2
 
 
@@ -149,8 +151,8 @@ def test_adapters_on_several_devices() -> None:
         placed = layout.put(prompts())
         rng = jax.random.key_data(jax.random.key(7))
         rollout = sample(variables, placed["tokens"], placed["lengths"], rng, jnp.int32(0))
-        told = jax.jit(functools.partial(answer_likelihood, model, temperature=0.6, vocab=VOCAB))
-        recomputed = told(variables, rollout.tokens, rollout.lengths)
+        told = jax.jit(functools.partial(answer_likelihood, model, config=SETTINGS, vocab=VOCAB))
+        recomputed = told(variables, rollout.tokens, rollout.lengths, rollout.begins)
         assert np.abs((recomputed.log_probs - rollout.log_probs) * rollout.actions).max() < 2e-5
         found.append(jax.tree.map(np.asarray, rollout))
     np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
