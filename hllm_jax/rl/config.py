@@ -1,6 +1,8 @@
-"""What rollouts can be told. Imports no jax."""
+"""What rollouts, and what learns from them, can be told. Imports no jax."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from hllm_jax.config import Invalid, config
 
@@ -61,3 +63,88 @@ class RolloutConfig:
     def length(self) -> int:
         """Tokens of a row, L."""
         return self.prompt_window + self.max_tokens
+
+
+@config
+class GRPOConfig:
+    """What is learned from groups of answers, each compared with the others to its prompt.
+
+    Attributes:
+        loss: `grpo` (Shao et al. 2024), `dr_grpo` (Liu et al. 2025), `dapo` (Yu et al. 2025; set `clip_high:
+            0.28` too), `bnpo`, or `rloo` (Ahmadian et al. 2024); see `objectives/policy.py`.
+        scale: what the distance from the mean of the group is divided by, its standard deviation or nothing;
+            None: nothing for `dr_grpo` (and `rloo`, which knows no other), else the standard deviation.
+        beta: coefficient of the KL to the reference: in the loss (k3), with `rloo` in the reward (k1). 0:
+            none.
+        clip_low, clip_high: the ratio is bounded by 1 - clip_low and 1 + clip_high (None: as below).
+        dual_clip: bounds the loss of bad answers whose ratio is large; None: does not.
+        truncation: what becomes of answers without an end, see `objectives.truncation_policy`.
+        truncation_value: for `penalise` and `replace`.
+        kl_limit: the run stops, saved, where the KL on fresh rollouts (k3, nats a token) is larger; None:
+            never.
+    """
+
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "rloo"] = "grpo"
+    scale: Literal["std", "none"] | None = None
+    beta: float = 0.0
+    clip_low: float = 0.2
+    clip_high: float | None = None
+    dual_clip: float | None = None
+    truncation: Literal["keep", "mask", "penalise", "replace"] = "keep"
+    truncation_value: float = 0.0
+    kl_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        high = self.clip_low if self.clip_high is None else self.clip_high
+        sole = self.loss == "rloo"
+        Invalid.check(
+            [
+                (self.beta < 0, "beta", f"{self.beta}: 0 or more"),
+                (not 0 < self.clip_low < 1, "clip_low", f"{self.clip_low}: above 0 and below 1"),
+                (not high > 0, "clip_high", f"{self.clip_high}: above 0"),
+                (
+                    self.dual_clip is not None and not self.dual_clip > 1,
+                    "dual_clip",
+                    f"{self.dual_clip}: larger than 1, or null for none",
+                ),
+                (
+                    sole and self.dual_clip is not None,
+                    "dual_clip",
+                    "is not used by rloo, which bounds the ratio of whole answers",
+                ),
+                (
+                    sole and self.scale == "std",
+                    "scale",
+                    "std is not used by rloo: its baseline is the mean of the other answers, unscaled",
+                ),
+                (
+                    self.truncation_value != 0 and self.truncation in ("keep", "mask"),
+                    "truncation_value",
+                    f"is not used by truncation: {self.truncation}",
+                ),
+                (
+                    self.kl_limit is not None and self.kl_limit <= 0,
+                    "kl_limit",
+                    f"{self.kl_limit}: above 0, or null for none",
+                ),
+            ]
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL to a reference is looked at."""
+        return self.beta > 0 or self.kl_limit is not None
+
+
+def check_groups(rollout: RolloutConfig) -> None:
+    """Refuse groups in which there is nothing to compare.
+
+    Raises:
+        Invalid: groups of one.
+    """
+    if rollout.group < 2:
+        message = (
+            f"{rollout.group}: at least 2, for an answer is compared with the others to its prompt; alone, "
+            "its advantage is always 0"
+        )
+        raise Invalid(("rollout.group", message))

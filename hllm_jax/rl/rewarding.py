@@ -1,0 +1,129 @@
+"""How the answers of a rollout come to their scores: as texts, by Python, or as tokens, on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hllm_jax.objectives.sums import Variables
+from hllm_jax.rl.rollout import Rollout, held_tokens
+
+
+class Rows(NamedTuple):
+    """What a person wants to see of a rollout; arrays of B rows.
+
+    Attributes:
+        tokens: int32 `[B, L]`.
+        begins: int32 `[B]`, where the answer begins.
+        lengths: int32 `[B]`, where it ends.
+        ended: bool `[B]`, with a stop token.
+        records: int32 `[B]`, numbers of the records that the prompts were made of.
+    """
+
+    tokens: Any
+    begins: Any
+    lengths: Any
+    ended: Any
+    records: Any
+
+
+class Texts(NamedTuple):
+    """The same as text, without special tokens; a list of B entries each."""
+
+    prompts: list[str]
+    completions: list[str]
+    records: list[dict[str, Any]]
+
+
+class Decodes(Protocol):
+    """The part of a tokenizer that is needed here."""
+
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special: bool = False) -> str:
+        """Text of ids."""
+        ...
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A reward that counts what happened to it (errors, time-outs), for the metrics of the run."""
+
+    counters: Mapping[str, float]
+
+
+def read_rows(rows: Rows, tokenizer: Decodes, record: Callable[[int], dict[str, Any]]) -> Texts:
+    """The texts of rows of NumPy arrays.
+
+    Args:
+        rows: B of them.
+        tokenizer: decodes.
+        record: gives the record of a number (`Batches.record`).
+    """
+    texts = Texts([], [], [])
+    for tokens, begin, end, number in zip(rows.tokens, rows.begins, rows.lengths, rows.records, strict=True):
+        texts.prompts.append(tokenizer.decode(tokens[:begin], skip_special=True))
+        texts.completions.append(tokenizer.decode(tokens[begin:end], skip_special=True))
+        texts.records.append(record(int(number)))
+    return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class HostReward:
+    """A Python function of texts.
+
+    Attributes:
+        function: `(prompts, completions, records) -> B floats`; may have `counters`, see `Counts`.
+        tokenizer: decodes.
+        record: gives the record of a number (`Batches.record`).
+    """
+
+    function: Callable[[list[str], list[str], list[dict[str, Any]]], Any]
+    tokenizer: Decodes
+    record: Callable[[int], dict[str, Any]]
+
+    def of_rows(self, rows: Rows) -> np.ndarray:
+        """Scores float32 `[B]`.
+
+        Raises:
+            ValueError: another number of scores, or one that is not finite.
+        """
+        texts = read_rows(rows, self.tokenizer, self.record)
+        scores = np.asarray(self.function(*texts), np.float32)
+        if scores.shape != (len(texts.prompts),):
+            raise ValueError(
+                f"the reward gave scores of shape {scores.shape} for {len(texts.prompts)} answers: one each "
+                "is wanted"
+            )
+        if not np.isfinite(scores).all():
+            worst = int(np.argmin(np.isfinite(scores)))
+            raise ValueError(
+                f"the reward gave {scores[worst]} for the answer {texts.completions[worst]!r}: nothing can "
+                "be learned from that"
+            )
+        return scores
+
+    @property
+    def counters(self) -> Mapping[str, float]:
+        """Of the function, where it has some."""
+        return self.function.counters if isinstance(self.function, Counts) else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceReward:
+    """A function of tokens that is compiled with what learns from it.
+
+    Attributes:
+        function: `(variables, tokens int32 [B, L], segment_ids int32 [B, L]) -> [B]`; 0 marks what stands
+            behind the end of a row.
+    """
+
+    function: Callable[[Variables, jax.Array, jax.Array], jax.Array]
+
+    def of_rollout(self, variables: Variables, rollout: Rollout) -> jax.Array:
+        """Scores float32 `[B]`."""
+        segment_ids = held_tokens(rollout.tokens, rollout.lengths)
+        return self.function(variables, rollout.tokens, segment_ids).astype(jnp.float32)
