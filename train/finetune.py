@@ -3,19 +3,21 @@
     hllm train configs/finetune/tiny.yaml train.steps=100
 
 As `pretrain.py`, but for four things: the encoder and its tokenizer come from `model.load` (made first, by
-the config `base`, where they are not there yet); a new head for the `task` stands on it; every row is one
-example; and what is measured beside training are the scores of the task.
+ the config `base`, where they are not there yet); a new head for the `task` stands on it (with `lora:` it is
+trained together with the adapters, and nothing else is); every row is one example; and what is measured
+beside training are the scores of the task.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from hllm_jax import evals, objectives, parallel, training
 from hllm_jax.config import Invalid, config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.data.task import TaskDataConfig
-from hllm_jax.models.config import ModelConfig
+from hllm_jax.models.config import LoRAConfig, ModelConfig
 from hllm_jax.parallel.config import DistributedConfig, MeshConfig, PipelineConfig, Strategy
 from hllm_jax.training.config import (
     CheckpointConfig,
@@ -42,6 +44,7 @@ class Config:
     base: str | None = None
     run: RunConfig
     model: ModelConfig
+    lora: LoRAConfig | None = None
     task: TaskDataConfig = TaskDataConfig()
     data: DataConfig = DataConfig(packing="none")
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.01)
@@ -62,7 +65,7 @@ class Config:
             )
         if self.train.logit_chunks > 1:
             raise Invalid(("train.logit_chunks", "is not used: heads of tasks have few logits"))
-        check_sections(self.model, self.train, self.schedule)
+        check_sections(self.model, self.train, self.schedule, lora=self.lora)
 
 
 def make_step(
@@ -72,7 +75,7 @@ def make_step(
     loss = objectives.make_task_loss(model.config.task.kind, model)
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
     rules = parallel.make_rules(config.strategy)
-    layout = parallel.Layout(mesh, rules, model, optimizer, pipeline=config.pipeline)
+    layout = parallel.Layout(mesh, rules, model, optimizer, adapters=config.lora, pipeline=config.pipeline)
     layout.check_batch(config.train.batch_size, config.train.accumulation)
     step = training.make_train_step(
         loss, optimizer, layout, config.train.accumulation, config.train.reduce_dtype
@@ -86,7 +89,8 @@ def main(config: Config) -> training.TrainState:
     training.make_base(config.model.load, config.base, config.distributed)
     run = training.Run.start(config)
     task = config.task.resolve(config.data)
-    tokenizer, model, params, fresh = training.begin_task(run, config.model, task)
+    head = functools.partial(training.with_head, kind=task.kind, labels=task.labels)
+    tokenizer, model, params, fresh = training.begin_with_head(run, config.model, head, config.lora)
 
     # ---- data: batches[n] is a pure function of n ----
     shape: dict[str, Any] = {
@@ -115,5 +119,5 @@ def main(config: Config) -> training.TrainState:
     hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
 
     # ---- train ----
-    flops = model.config.flops_per_token(config.train.sequence_length)
+    flops = model.config.flops_per_token(config.train.sequence_length, frozen=config.lora is not None)
     return training.train(run, state, step, batches, layout, steps, hooks, flops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from hllm_jax.models.block import Context, apply_layers, dtypes, make_layers
 from hllm_jax.models.config import Execution
 from hllm_jax.models.spec import DecoderConfig, StackConfig
-from hllm_jax.nn.axes import constrain
+from hllm_jax.nn.axes import constrain, parameter
 from hllm_jax.nn.cache import KVCache
 from hllm_jax.nn.embed import Embed
 from hllm_jax.nn.linear import Linear, product
@@ -57,7 +58,11 @@ class Decoder(nn.Module):
             self.layers = make_layers(c, e)
         if c.norm_placement != "post":
             self.final_norm = make_norm(c.norm, c.norm_eps, **kinds)
-        if not c.tie_embeddings:
+        if c.head != "logits":
+            # As Stiennon et al. 2020 begin it: scores of variance 1, whatever the width.
+            drawn = nn.initializers.normal(1.0 / math.sqrt(c.embed + 1))
+            self.scalar = parameter(self, "score", drawn, (c.embed,), ("embed",), kinds["param_dtype"])
+        if c.head != "score" and not c.tie_embeddings:
             self.untied = Linear(
                 (c.embed,),
                 (c.vocab_size,),
@@ -95,13 +100,13 @@ class Decoder(nn.Module):
 
         Returns:
             float32 `[B, L, V]` (finite and without meaning at padding), and the cache, None if none
-            was given.
+            was given. A model that has the head `"score"` alone gives its scores, `[B, L, 1]`.
 
         Raises:
             ValueError: a row longer than `max_length`, or a cache of another layout.
         """
         x, cache = self.hidden(tokens, segment_ids, positions, cache, deterministic, prefix)
-        return self.head(x), cache
+        return (self.head(x) if self.config.head != "score" else self._scored(x)[..., None]), cache
 
     def hidden(
         self,
@@ -151,6 +156,30 @@ class Decoder(nn.Module):
         """Hidden state `[B, L, D]` -> float32 logits `[B, L, V]`."""
         logits = self.embed.attend(x) if self.config.tie_embeddings else self.untied(x)
         return self._capped(logits)
+
+    def score(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        deterministic: bool = True,
+        prefix: jax.Array | None = None,
+    ) -> jax.Array:
+        """One number at every place, float32 `[B, L]`; arguments as in `__call__`.
+
+        A value model uses all of them, a reward model that of the last token (`objectives.at_last`).
+
+        Raises:
+            ValueError: the model has no such head.
+        """
+        if self.config.head == "logits":
+            raise ValueError("this decoder has no score: its spec says head: logits, not score or both")
+        x, _ = self.hidden(tokens, segment_ids, positions, None, deterministic, prefix)
+        return self._scored(x)
+
+    def _scored(self, x: jax.Array) -> jax.Array:
+        # A narrow product and a large sum: in float32, whatever the rest is computed in.
+        return jnp.einsum("BLD,D->BL", x.astype(jnp.float32), self.scalar.astype(jnp.float32))
 
     def before_head(
         self,

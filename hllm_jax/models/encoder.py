@@ -152,6 +152,26 @@ class Encoder(nn.Module):
         x, _ = apply_layers(layers, c, x, context, deterministic=deterministic)
         return self.final_norm(x) if c.norm_placement != "post" else x
 
+    def score(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """One number for every row, float32 `[B]`: its class, where there is one. Arguments as `__call__`.
+
+        Raises:
+            ValueError: the model has another head.
+        """
+        task = self.config.task
+        if task is None or task.kind != "sequence" or task.outputs != 1:
+            raise ValueError("this encoder has no score: it needs a task of the kind sequence with one label")
+        x = self.hidden(tokens, segment_ids, positions, token_types, deterministic)
+        pooled = self.pooled(x) if self.config.pooler else None
+        return jnp.squeeze(self.task(x, pooled, deterministic), -1)
+
     def masked(self, x: jax.Array) -> jax.Array:
         """Logits of the masked-language-model head: `[..., D]` -> float32 `[..., V]`."""
         x = self.masked_norm(ACTIVATIONS[self.config.activation](self.masked_dense(x)))

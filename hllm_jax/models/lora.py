@@ -143,6 +143,15 @@ def is_adapter(path: tuple[str, ...]) -> bool:
     return path[0] == COLLECTION and path[-1] in TRAINED
 
 
+def adapters_and(added: Collection[str]) -> Callable[[tuple[str, ...]], bool]:
+    """The predicate of what trains where there are adapters and a new head: these and nothing else.
+
+    Args:
+        added: first parts of the names of its parameters, see `StackConfig.added`.
+    """
+    return lambda path: is_adapter(path) or (path[0] == "params" and path[1] in added)
+
+
 def measure_columns(variables: Mapping[str, Any]) -> Tree:
     """The same variables, the `magnitude` of DoRA as the weights say that are there now."""
     adapters: dict[str, Any] = flatten_dict(dict(variables[COLLECTION]), sep="/")
@@ -160,7 +169,7 @@ def measure_columns(variables: Mapping[str, Any]) -> Tree:
 
 
 def targets(boxed: Mapping[str, Any]) -> list[Target]:
-    """Every weight of a boxed tree `params` that can have an adapter."""
+    """Every weight of a boxed tree `params` that can have an adapter; the head of a task has none."""
     flat: dict[str, Any] = flatten_dict(dict(boxed), sep="/")
     found: list[Target] = []
     blocks = {match[0] for path in flat if (match := re.match(r"(?:.*/)?layers/block_\d+", path))}
@@ -175,7 +184,8 @@ def targets(boxed: Mapping[str, Any]) -> list[Target]:
         match = _LAYER.fullmatch(module)
         if match and (number := re.search(r"\d+", match["layer"])):
             first = int(number[0])
-        if axes[:1] != ("experts",) and (name == "kernel" or axes == ("vocab", "embed")):
+        new_head = module.partition("/")[0].endswith("_head")
+        if axes[:1] != ("experts",) and not new_head and (name == "kernel" or axes == ("vocab", "embed")):
             side = (match["side"] or "") + match["rest"] if match else module
             found.append(Target(side, module, axes, shape, layers, first, step))
     return found

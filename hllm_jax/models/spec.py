@@ -266,6 +266,11 @@ class StackConfig:
         total += self.relative_buckets * self.heads if self.position == "relative" else 0
         return total + (self.norm_parameters() if self.norm_placement != "post" else 0)
 
+    @property
+    def added(self) -> tuple[str, ...]:
+        """First parts of the names of parameters that fine-tuning adds to a model: those of its head."""
+        return ()
+
     def idle_parameters(self, layers: int) -> int:
         """Parameters of the experts that a token does not pass."""
         shared = 1 if self.shared_layers else layers
@@ -301,6 +306,8 @@ class DecoderConfig(StackConfig):
         tie_embeddings: the output head is the embedding.
         embed_scale: factor of the embedding on its way in (Gemma: √embed); None: 1.
         logit_softcap: `cap · tanh(x / cap)` on the logits.
+        head: what is read of the last hidden state: logits of the next token, one number (a reward model, a
+            value model: `Decoder.score`), or both.
     """
 
     architecture: ClassVar[str] = "decoder"
@@ -309,10 +316,16 @@ class DecoderConfig(StackConfig):
     tie_embeddings: bool = True
     embed_scale: float | None = None
     logit_softcap: float | None = None
+    head: Literal["logits", "score", "both"] = "logits"
 
     def problems(self) -> Problems:
         """As `StackConfig`, and what a decoder adds."""
         return super().problems() + _table_problems(self.vocab_size, self.embed_scale, self.logit_softcap)
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """See `StackConfig.added`."""
+        return ("score",) if self.head != "logits" else ()
 
     def build(self, execution: Execution) -> Decoder:
         """The Linen module, without parameters."""
@@ -322,8 +335,9 @@ class DecoderConfig(StackConfig):
 
     def parameters(self) -> int:
         """Parameters of the model; a tied embedding counts once."""
-        tables = self.vocab_size * self.embed * (1 if self.tie_embeddings else 2)
-        return tables + self.position_parameters() + self.stack_parameters(self.layers)
+        tables = self.vocab_size * self.embed * (1 if self.tie_embeddings or self.head == "score" else 2)
+        score = self.embed if self.head != "logits" else 0
+        return tables + score + self.position_parameters() + self.stack_parameters(self.layers)
 
     def active_parameters(self) -> int:
         """Parameters that one token passes: all but those of other experts."""
@@ -339,7 +353,7 @@ class DecoderConfig(StackConfig):
             length: of the rows.
             frozen: the weights only stand under adapters (which are not counted): 4 per weight, no gradient.
         """
-        weights = self.vocab_size * self.embed
+        weights = self.embed if self.head == "score" else self.vocab_size * self.embed
         weights += self.layers * (self.attention_weights() + self.mlp_weights(active=True))
         return (4.0 if frozen else 6.0) * weights + self.attention_flops(length)
 
@@ -414,6 +428,11 @@ class EncoderConfig(StackConfig):
     def embedding_size(self) -> int:
         """E."""
         return self.embedding if self.embedding is not None else self.embed
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """See `StackConfig.added`."""
+        return (f"{self.task.kind}_head",) if self.task is not None else ()
 
     def build(self, execution: Execution) -> Encoder:
         """The Linen module, without parameters."""

@@ -20,9 +20,9 @@ from hllm_jax.models.config import LoRAConfig
 from hllm_jax.models.layout import init_variables
 from hllm_jax.models.lora import (
     Target,
+    adapters_and,
     few_bits,
     in_few_bits,
-    is_adapter,
     measure_columns,
     with_adapters,
 )
@@ -73,7 +73,8 @@ class Layout:
         rules: from `make_rules`.
         model: Linen module whose `init(key, tokens)` makes the variables.
         optimizer: anything with `init(params)`; None for a state that is only evaluated.
-        trainable: predicate over variable paths; None: everything, or the adapters where there are some.
+        trainable: predicate over variable paths; None: everything, or where there are adapters these and the
+            new head that the model may have (`StackConfig.added`).
         adapters: low-rank adapters beside the model's weights.
         pipeline: how batches go through the stages of the mesh, where it has some.
 
@@ -105,7 +106,8 @@ class Layout:
         self.model = model
         self.optimizer = optimizer
         self.adapters = adapters
-        trainable = trainable or (is_adapter if adapters else everything)
+        added: tuple[str, ...] = getattr(getattr(model, "config", None), "added", ())
+        trainable = trainable or (adapters_and(added) if adapters else everything)
         self.trainable = trainable
         self.platform: str = mesh.devices.flat[0].platform
         self.offload: bool = getattr(optimizer, "offload", False)
@@ -223,8 +225,9 @@ class Layout:
         Raises:
             LayoutError: names or shapes are not those of the model.
         """
-        given = flatten(load(self._put))
         wanted = flatten(self.abstract_state.frozen["params"])
+        trained = flatten(self.abstract_state.trainable.get("params", {}))
+        given = {path: leaf for path, leaf in flatten(load(self._put)).items() if path not in trained}
         compare(
             {"/".join(p): tuple(x.shape) for p, x in given.items()},
             {"/".join(p): tuple(x.shape) for p, x in wanted.items()},

@@ -16,7 +16,8 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.training.config import ScheduleConfig as ScheduleConfig
     from hllm_jax.training.config import TrainConfig as TrainConfig
     from hllm_jax.training.config import check_sections as check_sections
-    from hllm_jax.training.head import begin_task as begin_task
+    from hllm_jax.training.head import with_head as with_head
+    from hllm_jax.training.head import with_score as with_score
     from hllm_jax.training.hooks import Hook as Hook
     from hllm_jax.training.hooks import Moment as Moment
     from hllm_jax.training.hooks import evaluate as evaluate
@@ -33,6 +34,7 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.training.platform import PlatformError as PlatformError
     from hllm_jax.training.pretrained import Pretrained as Pretrained
     from hllm_jax.training.pretrained import begin as begin
+    from hllm_jax.training.pretrained import begin_with_head as begin_with_head
     from hllm_jax.training.pretrained import load_pretrained as load_pretrained
     from hllm_jax.training.pretrained import make_base as make_base
     from hllm_jax.training.run import Run as Run

@@ -6,20 +6,26 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hllm_jax.interop.models import Place
 from hllm_jax.interop.peft import is_peft, read_peft, save_peft
 from hllm_jax.interop.registry import UnknownModel, resolve
-from hllm_jax.models.layout import is_stacked, parameter_axes, unrolled_paths, unstack_layers
+from hllm_jax.models.layout import (
+    is_stacked,
+    parameter_axes,
+    parameter_shapes,
+    unrolled_paths,
+    unstack_layers,
+)
 from hllm_jax.models.lora import LoRAError, check_embedding, merge_matrix, rounded
-from hllm_jax.models.spec import Spec
+from hllm_jax.models.spec import Spec, spec_from_dict
 from hllm_jax.training.checkpoints import Manifest, read_manifest, read_variables, write_json
 
 if TYPE_CHECKING:
@@ -44,6 +50,8 @@ class Adapter(NamedTuple):
         fingerprint: of the weights they were trained on; None where the file does not say.
         base: what the file calls these weights, if it does.
         kept: in which bits they were meanwhile, see `LoRAConfig.base`.
+        head: parameters that were trained beside them, a part of the tree `params`.
+        config: the architecture with that head; None where there is none.
     """
 
     where: str
@@ -51,6 +59,8 @@ class Adapter(NamedTuple):
     fingerprint: str | None
     base: str | None
     kept: Any = "none"
+    head: Mapping[str, Any] = {}
+    config: Spec | None = None
 
 
 class Base:
@@ -61,14 +71,22 @@ class Base:
         opened: that model.
         scan_layers: the layout that is wanted.
         kept: `lora.base`.
+        unused: first parts of the names of parameters that the model has no use for, see `unused_names`.
 
     Attributes:
         facts: for manifests: `load`, `kept`, and `fingerprint` as soon as the weights were read.
     """
 
-    def __init__(self, name: str, opened: OpenPretrained, scan_layers: bool, kept: str = "none") -> None:
+    def __init__(
+        self,
+        name: str,
+        opened: OpenPretrained,
+        scan_layers: bool,
+        kept: str = "none",
+        unused: Collection[str] = (),
+    ) -> None:
         self.facts: dict[str, Any] = {"load": _lasting(name), "kept": kept, "fingerprint": None}
-        self._opened, self._scan = opened, scan_layers
+        self._opened, self._scan, self._unused = opened, scan_layers, unused
 
     def __call__(self, put: Place) -> dict[str, Any]:
         """See `parallel.layout.Load`."""
@@ -76,7 +94,7 @@ class Base:
         read, fingerprint = fingerprinting(self._opened.read, period)
         tree = read(self._scan, put)
         self.facts["fingerprint"] = fingerprint()
-        return tree
+        return {name: part for name, part in tree.items() if name not in self._unused}
 
 
 def fingerprinting(read: Read, period: int) -> tuple[Read, Callable[[], str]]:
@@ -102,6 +120,22 @@ def fingerprinting(read: Read, period: int) -> tuple[Read, Callable[[], str]]:
     return noting, fingerprint
 
 
+def unused_names(old: Spec, new: Spec) -> set[str]:
+    """First parts of the names of the parameters of a model that the same with another head does not take."""
+    return top_names(old) - (top_names(new) - fresh_names(old, new))
+
+
+def fresh_names(old: Spec, new: Spec) -> set[str]:
+    """First parts of the names of the parameters of a new head, which the model without it does not give."""
+    other_task = getattr(new, "task", None) != getattr(old, "task", None)
+    return set(new.added) - (set() if other_task else set(old.added))
+
+
+def top_names(spec: Spec) -> set[str]:
+    """First parts of the names of all parameters."""
+    return {path.partition("/")[0] for path in parameter_shapes(spec)}
+
+
 def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
     """The same model with adapters merged into each weight as it is read.
 
@@ -111,7 +145,7 @@ def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
     Args:
         read: of the opened base.
         config: its architecture.
-        adapter: to be merged.
+        adapter: to be merged; a head that was trained with it takes the place of what it replaces.
         base: name of the base, for messages.
 
     Raises:
@@ -152,7 +186,15 @@ def with_adapter(read: Read, config: Spec, adapter: Adapter, base: str) -> Read:
                 f"{adapter.where} was trained on other weights than those of {base}: their fingerprint is "
                 f"{found[:12]}, {str(adapter.fingerprint)[:12]} is wanted"
             )
-        return tree
+        if adapter.config is None:
+            return tree
+        unused = unused_names(config, adapter.config)
+        kept = {name: part for name, part in tree.items() if name not in unused}
+        head = {
+            path: np.asarray(array) if place is None else place(path, np.asarray(array))
+            for path, array in flatten_dict(dict(adapter.head), sep="/").items()
+        }
+        return {**kept, **unflatten_dict(head, sep="/")}
 
     return merging
 
@@ -197,7 +239,16 @@ def checkpoint_with_adapters(source: str | os.PathLike[str]) -> tuple[Path, Mani
 
 def save_adapter(folder: Path, config: Spec, adapter: Adapter) -> None:
     """Write adapters as a folder of `peft`'s; what that does not say goes into `hllm_jax.json`: the weights
-    they were trained on, and in which bits these were kept."""
+    they were trained on, and in which bits these were kept.
+
+    Raises:
+        LoRAError: a head was trained with them, which such a folder does not hold.
+    """
+    if adapter.head:
+        raise LoRAError(
+            f"{adapter.where} trained {', '.join(adapter.head)} beside its adapters, and peft's folders hold "
+            "adapters alone: write the whole model with `hllm lora merge` instead"
+        )
     save_peft(folder, config, adapter.tree, base=adapter.base)
     write_json(folder / OURS, {"fingerprint": adapter.fingerprint, "kept": adapter.kept})
 
@@ -211,11 +262,13 @@ def adapter_of(folder: Path, manifest: Manifest) -> Adapter:
     base: Mapping[str, Any] | None = manifest.facts.get("base")
     if base is None:
         raise LoRAError(f"{folder} holds no adapters: it was trained without `lora:`")
-    tree = read_variables(folder)["lora"]
+    variables = read_variables(folder)
+    tree, head = variables["lora"], variables.get("params", {})
     layered = {name: sub for name, sub in tree.items() if name.startswith(("layers", "encoder", "decoder"))}
     if layered and is_stacked(layered):
         tree = unstack_layers(tree)
-    return Adapter(str(folder), tree, base["fingerprint"], base["load"], base["kept"])
+    found = Adapter(str(folder), tree, base["fingerprint"], base["load"], base["kept"], head)
+    return found._replace(config=spec_from_dict(manifest.facts["model"])) if head else found
 
 
 def _merged(module: str, weight: np.ndarray, flat: Mapping[str, Any], where: str, base: str) -> np.ndarray:

@@ -22,11 +22,18 @@ from hllm_jax.models.spec import Spec, spec_from_dict, spec_to_dict
 from hllm_jax.parallel import distributed
 from hllm_jax.parallel.config import DistributedConfig
 from hllm_jax.parallel.layout import Load
-from hllm_jax.parallel.state import TrainState
+from hllm_jax.parallel.state import Predicate, TrainState, matching, nothing
 from hllm_jax.tokenizers import load_tokenizer
 from hllm_jax.tokenizers.errors import NoTokenizer
 from hllm_jax.tokenizers.tokenizer import Tokenizer
-from hllm_jax.training.adapters import Base, adapter_of, read_adapter, with_adapter
+from hllm_jax.training.adapters import (
+    Base,
+    adapter_of,
+    fresh_names,
+    read_adapter,
+    unused_names,
+    with_adapter,
+)
 from hllm_jax.training.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -104,8 +111,9 @@ def open_pretrained(
     """
     if adapter is not None:
         opened = open_pretrained(model)
-        config, found = opened.config, read_adapter(adapter, opened.config)
-        return opened._replace(read=with_adapter(opened.read, config, found, str(model)))
+        found = read_adapter(adapter, opened.config)
+        read_merged = with_adapter(opened.read, opened.config, found, str(model))
+        return opened._replace(config=found.config or opened.config, read=read_merged)
     source = model if isinstance(model, Source) else resolve(model)
     if source.run is None:
         published = open_model(source)
@@ -127,7 +135,9 @@ def open_pretrained(
                 f"give that as the model, and {source.run} as the adapter ({error})"
             ) from None
         return OpenPretrained(
-            config, own, with_adapter(opened.read, config, adapter_of(folder, manifest), base["load"])
+            config,
+            own,
+            with_adapter(opened.read, opened.config, adapter_of(folder, manifest), base["load"]),
         )
 
     def read_own(scan_layers: bool | None, place: Place | None) -> dict[str, Any]:
@@ -200,6 +210,19 @@ class Beginning(NamedTuple):
     params: Load | None
 
 
+class HeadBeginning(NamedTuple):
+    """What `begin_with_head` returns: as `Beginning`, and one thing more.
+
+    Attributes:
+        fresh: the variables that nothing is loaded for, for `Layout.init`.
+    """
+
+    tokenizer: Tokenizer
+    model: Model
+    params: Load | None
+    fresh: Predicate
+
+
 def begin(
     run: Run,
     model: ModelConfig,
@@ -217,8 +240,35 @@ def begin(
         make_tokenizer: for fresh weights.
         adapters: what is trained is these; the weights of `model.load` are their base, which is read again
             where the run is resumed.
-    """
 
+    Raises:
+        ValueError: the loaded model has no tokenizer.
+    """
+    return Beginning(*_begin(run, model, make_tokenizer, adapters, lambda spec: spec)[:3])
+
+
+def begin_with_head(
+    run: Run, model: ModelConfig, head: Callable[[Spec], Spec], adapters: LoRAConfig | None = None
+) -> HeadBeginning:
+    """As `begin`, of the loaded model with another head; with `adapters` that is trained beside them.
+
+    Args:
+        run, model, adapters: see `begin`.
+        head: from an architecture to the same with the head (`with_head`, `with_score`).
+
+    Raises:
+        ValueError: the loaded model has no tokenizer, or cannot have such a head.
+    """
+    return _begin(run, model, None, adapters, head)
+
+
+def _begin(
+    run: Run,
+    model: ModelConfig,
+    make_tokenizer: Callable[[], Tokenizer] | None,
+    adapters: LoRAConfig | None,
+    head: Callable[[Spec], Spec],
+) -> HeadBeginning:
     def make() -> Tokenizer:
         assert make_tokenizer is not None, "fresh weights need a tokenizer"
         return make_tokenizer()
@@ -228,11 +278,13 @@ def begin(
         tokenizer = run.tokenizer(make)
         saved = spec_of(folder, read_manifest(folder)) if model.load is not None else None
         if adapters is not None and model.load is not None:
-            run.base = Base(model.load, open_pretrained(model.load), model.scan_layers, adapters.base)
-        return Beginning(tokenizer, model.build(tokenizer.vocab_size, loaded=saved), None)
+            opened = open_pretrained(model.load)
+            unused = unused_names(opened.config, head(opened.config))
+            run.base = Base(model.load, opened, model.scan_layers, adapters.base, unused)
+        return HeadBeginning(tokenizer, model.build(tokenizer.vocab_size, loaded=saved), None, nothing)
     if model.load is None:
         tokenizer = run.tokenizer(make)
-        return Beginning(tokenizer, model.build(tokenizer.vocab_size), None)
+        return HeadBeginning(tokenizer, model.build(tokenizer.vocab_size), None, nothing)
     loaded = open_pretrained(model.load)
     if loaded.tokenizer is None:
         raise ValueError(
@@ -240,12 +292,20 @@ def begin(
         )
     own = loaded.tokenizer
     tokenizer = run.tokenizer(lambda: own)
-    built = model.build(tokenizer.vocab_size, loaded=loaded.config)
+    spec = head(loaded.config)
+    built = model.build(tokenizer.vocab_size, loaded=spec)
+    unused = unused_names(loaded.config, spec)
+    fresh = matching(*(f"params/{name}" for name in sorted(fresh_names(loaded.config, spec))))
     if adapters is not None:
         check_adapters(adapters, built.config)
-        run.base = Base(model.load, loaded, model.scan_layers, adapters.base)
-        return Beginning(tokenizer, built, run.base)
-    return Beginning(tokenizer, built, functools.partial(loaded.read, model.scan_layers))
+        run.base = Base(model.load, loaded, model.scan_layers, adapters.base, unused)
+        return HeadBeginning(tokenizer, built, run.base, fresh)
+
+    def read(place: Place | None) -> dict[str, Any]:
+        params = loaded.read(model.scan_layers, place)
+        return {name: part for name, part in params.items() if name not in unused}
+
+    return HeadBeginning(tokenizer, built, read, fresh)
 
 
 def make_base(load: str | None, base: str | None, processes: DistributedConfig) -> None:

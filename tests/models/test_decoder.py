@@ -206,6 +206,28 @@ def test_hidden_then_head_is_the_whole_model() -> None:
     assert np.abs(logits).max() <= WINDOWED["logit_softcap"]
 
 
+def test_a_score_for_every_token_is_not_moved_by_padding_or_by_the_other_head() -> None:
+    model, params = tiny_model(tiny_config(head="both", tie_embeddings=False))
+    tokens = random_tokens(model.config, 1, 9)
+    alone = model.apply({"params": params}, tokens, method="score")
+    assert (alone.shape, alone.dtype) == ((1, 9), jnp.float32)
+    hidden, _ = model.apply({"params": params}, tokens, method="hidden")
+    np.testing.assert_allclose(alone, hidden @ params["score"], atol=1e-6)
+    for left in (0, 3, 7):
+        padded = np.pad(tokens, ((0, 0), (left, 10 - left)), constant_values=5)
+        held = np.pad(np.ones_like(tokens), ((0, 0), (left, 10 - left)))
+        found = model.apply({"params": params}, padded, held, method="score")
+        np.testing.assert_allclose(found[:, left : left + 9], alone, atol=1e-5)
+    only = tiny_model(tiny_config(head="score", tie_embeddings=False))[0]
+    rest = {name: part for name, part in params.items() if name != "head"}
+    np.testing.assert_array_equal(only.apply({"params": rest}, tokens, method="score"), alone)
+    np.testing.assert_array_equal(only.apply({"params": rest}, tokens)[0][..., 0], alone)
+    assert sum(np.size(leaf) for leaf in jax.tree.leaves(rest)) == only.config.parameters()
+    plain, params = tiny_model()
+    with pytest.raises(ValueError, match="this decoder has no score"):
+        plain.apply({"params": params}, tokens, method="score")
+
+
 def test_positions_given_by_the_caller_turn_the_queries() -> None:
     """RoPE sees differences only: shifted positions change nothing, stretched ones do."""
     model, params = model_of()

@@ -184,3 +184,14 @@ def test_impossible_heads_are_refused(changes: dict[str, Any], says: str) -> Non
 def test_impossible_tasks_are_refused(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(Invalid, match=says):
         TaskConfig(**fields)
+
+
+def test_a_score_is_the_logit_of_the_one_class() -> None:
+    model = CONFIGS["own"].build(Execution(dtype="float32"))
+    tokens = np.arange(14, dtype=np.int32).reshape(2, 7)
+    score = model.apply({"params": params_of("own")}, tokens, method="score")
+    assert (score.shape, score.dtype) == ((2,), jnp.float32)
+    np.testing.assert_allclose(score, run("own", tokens).task_logits[:, 0], atol=1e-5)
+    several = CONFIGS["sequence"].build(Execution(dtype="float32"))
+    with pytest.raises(ValueError, match="this encoder has no score"):
+        several.apply({"params": params_of("sequence")}, tokens, method="score")

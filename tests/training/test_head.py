@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from hllm_jax.models import DecoderConfig, EncoderConfig
 from hllm_jax.models.layout import parameter_shapes
+from hllm_jax.models.spec import EncoderDecoderConfig
+from hllm_jax.parallel.state import flatten
 from hllm_jax.recipes import load_run_config
 from hllm_jax.testing.corpora import write_jsonl
-from hllm_jax.training.head import with_head
+from hllm_jax.training.checkpoints import read_manifest
+from hllm_jax.training.head import with_head, with_score
 from hllm_jax.training.pretrained import load_pretrained
 
 SIZES: dict[str, Any] = {"layers": 1, "embed": 16, "heads": 2, "kv_heads": 2, "mlp": 32, "max_length": 64}
@@ -45,6 +50,19 @@ def test_a_head_of_the_same_task_stays() -> None:
 def test_other_models_are_refused() -> None:
     with pytest.raises(ValueError, match="of the kind decoder: heads for tasks stand on encoders"):
         with_head(DecoderConfig(**SIZES), "sequence", LABELS)
+
+
+def test_a_score_takes_the_place_of_the_other_heads() -> None:
+    untied = DecoderConfig(**SIZES, vocab_size=60, tie_embeddings=False)
+    shapes = parameter_shapes(with_score(untied))
+    assert shapes["score"] == (16,)
+    assert set(parameter_shapes(untied)) - set(shapes) == {"head/kernel"}
+    assert with_score(with_score(untied)) == with_score(untied)
+    assert parameter_shapes(with_score(ENCODER))["sequence_head/out/kernel"] == (16, 1)
+    rated = with_head(ENCODER, "sequence", ("stars",))
+    assert with_score(rated) is rated
+    with pytest.raises(ValueError, match="of the kind encoder_decoder: scores are for"):
+        with_score(EncoderDecoderConfig(**SIZES, vocab_size=60))
 
 
 CONFIG = """
@@ -92,6 +110,23 @@ def test_an_encoder_learns_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # It goes on where it is, and another task may start from it.
     again = run("finetune", "runs/task", "model.load=runs/base", "train.steps=4", *frozen)
     assert int(again.step) == 4
+    # With adapters these and the head are trained, and nothing else is, or is saved; it goes on bit for bit.
+    lora = ("model.load=runs/base", "lora={rank: 2}", "eval.every=0")
+    whole = run("finetune", "runs/adapted", *lora)
+    trained = {"/".join(path[:2]) for path in flatten(whole.trainable)}
+    assert trained == {"lora/layers_0", "params/sequence_head"}
+    saved = Path("runs/adapted/checkpoints")
+    assert not any(name.startswith("frozen/params") for name in read_manifest(saved / "00000003").arrays)
+    merged = load_pretrained("runs/adapted")
+    np.testing.assert_array_equal(
+        merged.params["sequence_head"]["out"]["kernel"],
+        whole.trainable["params"]["sequence_head"]["out"]["kernel"],
+    )
+    assert merged.params.keys() == tuned.params.keys()
+    beside = load_pretrained("runs/base", adapter="runs/adapted")
+    assert beside.config == merged.config
+    shutil.rmtree(saved / "00000003")
+    jax.tree.map(np.testing.assert_array_equal, run("finetune", "runs/adapted", *lora), whole)
     other = run("finetune", "runs/next", "model.load=runs/task", "eval.every=0", *frozen)
     np.testing.assert_array_equal(
         other.variables["params"]["sequence_head"]["out"]["kernel"],
