@@ -77,6 +77,9 @@ class Layout:
             new head that the model may have (`StackConfig.added`).
         adapters: low-rank adapters beside the model's weights.
         pipeline: how batches go through the stages of the mesh, where it has some.
+        variables: makes the boxed variables of a key, where the state holds more than the model's own (other
+            models on the same base); None: those of the model and its adapters.
+        control: initial values of `TrainState.control`.
 
     Attributes:
         abstract_state: `TrainState` of `jax.ShapeDtypeStruct` that carry their sharding.
@@ -99,8 +102,12 @@ class Layout:
         trainable: Predicate | None = None,
         adapters: LoRAConfig | None = None,
         pipeline: PipelineConfig = PipelineConfig(),
+        variables: Callable[[jax.Array], Any] | None = None,
+        control: Mapping[str, float] | None = None,
     ) -> None:
         self.mesh = mesh
+        self.control = control
+        self._make = variables
         self.pipeline = pipeline
         self.rules = rules
         self.model = model
@@ -133,8 +140,7 @@ class Layout:
         check_divisible(sizes, self._names, rules, mesh.shape)
 
         abstract, frozen = split(unflatten(shapes), trainable)
-        variables = self._shardings(rules.parameters)
-        of_trainable, of_frozen = split(variables, trainable)
+        of_trainable, of_frozen = split(self._shardings(rules.parameters), trainable)
         self.gradient_shardings, _ = split(self._shardings(rules.gradients), trainable)
         opt_state = jax.eval_shape(optimizer.init, abstract) if optimizer else ()
         scalar = NamedSharding(mesh, PartitionSpec())
@@ -144,6 +150,7 @@ class Layout:
             frozen=of_frozen,
             opt_state=self._like_parameters(opt_state, abstract),
             rng=scalar,
+            control=None if control is None else dict.fromkeys(control, scalar),
         )
         shapes_of_state = TrainState(
             step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -151,6 +158,7 @@ class Layout:
             frozen=frozen,
             opt_state=opt_state,
             rng=jax.ShapeDtypeStruct((2,), jnp.uint32),
+            control=jax.eval_shape(self._control),
         )
         self.abstract_state: TrainState = jax.tree.map(_placed, shapes_of_state, self.shardings)
 
@@ -161,6 +169,7 @@ class Layout:
         seed: int,
         load: Mapping[str, Any] | Load | None = None,
         fresh: Predicate = nothing,
+        others: Mapping[Path, Mapping[str, Any] | Load] | None = None,
     ) -> TrainState:
         """A fresh state, made sharded: no device ever holds a whole copy of what it should hold a part of.
 
@@ -169,9 +178,11 @@ class Layout:
             load: initial weights instead: the tree of the collection `params` (NumPy or JAX arrays), or what
                 makes it, handing each parameter to a function that puts it on its devices at once.
             fresh: variables that come from the seed although others are loaded (a new head); adapters do too.
+            others: the same as `load` for other parts of the state: path of the part -> its tree, or what
+                makes it.
 
         Raises:
-            LayoutError: `load` has other names or shapes than the rest of the model.
+            LayoutError: `load` or `others` have other names or shapes than the rest of the state.
         """
         rng = jax.random.key_data(jax.random.key(seed))
 
@@ -189,9 +200,17 @@ class Layout:
                 return self._state(drawn(rng), rng)
 
             return jax.jit(begin, out_shardings=self.shardings, compiler_options=self._once)(rng)
-        given = {"params": load(self._put) if callable(load) else load}
+        flat: dict[Path, Any] = {}
+        for place, part in {("params",): load, **(others or {})}.items():
+            tree = part(functools.partial(self._put, within=place)) if callable(part) else part
+            flat |= {(*place, *path): leaf for path, leaf in flatten(tree).items()}
+        given = unflatten(flat)
         wanted = flatten(self.abstract_state.variables)
-        new = {p: leaf.sharding for p, leaf in wanted.items() if fresh(p) or p[0] == COLLECTION}
+        new = {
+            p: leaf.sharding
+            for p, leaf in wanted.items()
+            if fresh(p) or (COLLECTION in p[:2] and p not in flat)
+        }
         if new:
 
             def only_new(rng: jax.Array) -> dict[Path, jax.Array]:
@@ -235,17 +254,18 @@ class Layout:
         )
         return {"/".join(path): _on_devices(given[path], want) for path, want in wanted.items()}
 
-    def _put(self, path: str, array: np.ndarray) -> Any:
+    def _put(self, path: str, array: np.ndarray, within: Path = ("params",)) -> Any:
         """A parameter on its devices; one that is not the model's stays, for `place` to refuse it."""
-        if (target := self._few_bits.get(path)) is not None and self.adapters is not None:
+        few = self._few_bits.get(path) if within == ("params",) else None
+        if few is not None and self.adapters is not None:
             kind: Any = self.adapters.base
-            if tuple(array.shape) != (*target.lead, *target.shape):
+            if tuple(array.shape) != (*few.lead, *few.shape):
                 return array
             return {
                 name: self._put(f"{path}/{name}", part)
-                for name, part in in_few_bits(target, array, kind).items()
+                for name, part in in_few_bits(few, array, kind).items()
             }
-        want = flatten(self.abstract_state.variables).get(("params", *path.split("/")))
+        want = flatten(self.abstract_state.variables).get((*within, *path.split("/")))
         if want is None or want.shape != array.shape:
             return array
         return _on_devices(array, want)
@@ -353,6 +373,8 @@ class Layout:
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _variables(self, key: jax.Array) -> Any:
+        if self._make is not None:
+            return self._make(key)
         variables = init_variables(self.model, key)
         if self.adapters is None:
             return variables
@@ -368,7 +390,13 @@ class Layout:
             frozen=frozen,
             opt_state=self.optimizer.init(trainable) if self.optimizer else (),
             rng=rng,
+            control=self._control(),
         )
+
+    def _control(self) -> dict[str, jax.Array] | None:
+        if self.control is None:
+            return None
+        return {name: jnp.asarray(value, jnp.float32) for name, value in self.control.items()}
 
     def _shardings(self, table: Table) -> Tree:
         flat = {path: NamedSharding(self.mesh, spec(names, table)) for path, names in self._names.items()}

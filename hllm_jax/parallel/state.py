@@ -36,6 +36,8 @@ class TrainState(flax.struct.PyTreeNode):
         frozen: variables that are only read (the base under adapters); no gradient, no optimizer state.
         opt_state: state of the optimizer over `trainable`.
         rng: uint32 `[2]`, key data from which each step folds its own key; never changes.
+        control: float32 scalars by name that an objective changes by rule, not by gradient (the coefficient
+            of a KL); None for the objectives without.
     """
 
     step: Any
@@ -43,6 +45,7 @@ class TrainState(flax.struct.PyTreeNode):
     frozen: Tree
     opt_state: Any
     rng: Any
+    control: Any = None
 
     @property
     def variables(self) -> Tree:

@@ -299,6 +299,7 @@ def items(state: TrainState) -> dict[str, Any]:
     named |= {"/".join(("frozen", *path)): leaf for path, leaf in flatten(state.frozen).items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
         named["optimizer/state/" + "/".join(_key(entry) for entry in path)] = leaf
+    named |= {f"optimizer/control/{name}": leaf for name, leaf in (state.control or {}).items()}
     return named | {"optimizer/step": state.step, "optimizer/rng": state.rng}
 
 
@@ -318,12 +319,16 @@ def rebuild(like: TrainState, named: Mapping[str, Any]) -> TrainState:
         return named["optimizer/state/" + "/".join(_key(entry) for entry in path)]
 
     opt_state = jax.tree_util.tree_map_with_path(of_optimizer, like.opt_state)
+    control = None
+    if like.control is not None:
+        control = {name: named[f"optimizer/control/{name}"] for name in like.control}
     return TrainState(
         step=named["optimizer/step"],
         trainable=part("trainable/"),
         frozen=part("frozen/"),
         opt_state=opt_state,
         rng=named["optimizer/rng"],
+        control=control,
     )
 
 
