@@ -77,12 +77,13 @@ def inspect(args: argparse.Namespace) -> None:
         )
     task = getattr(config, "task", None)
     objective = task.resolve(config.data) if task is not None else getattr(config, "objective", None)
+    objective = getattr(config, "prompts", objective)
     train = getattr(config, "train", TrainConfig(steps=1))  # the tokenizer recipe has no rows of its own
     shown = data.inspect(
         config.data,
         tokenizer_of(config),
         batch_size=max(args.rows, train.batch_size),
-        sequence_length=train.sequence_length,
+        sequence_length=config.rollout.prompt_window if hasattr(config, "prompts") else train.sequence_length,
         seed=config.run.seed,
         rows=args.rows,
         objective=objective,

@@ -14,6 +14,7 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.data.objective import ObjectiveConfig as ObjectiveConfig
     from hllm_jax.data.preparation import TokenizedData as TokenizedData
     from hllm_jax.data.preparation import prepare as prepare
+    from hllm_jax.data.prompts import PromptConfig as PromptConfig
     from hllm_jax.data.sources import texts as texts
     from hllm_jax.data.task import TaskDataConfig as TaskDataConfig
     from hllm_jax.data.vocabulary import tokenizer_for as tokenizer_for

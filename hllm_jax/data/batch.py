@@ -81,6 +81,17 @@ class Seq2SeqBatch(TypedDict):
     """int32 [B, T]."""
 
 
+class PromptBatch(TypedDict):
+    """Questions that a model is to answer: one a row, W positions wide, padded on the right."""
+
+    tokens: Array
+    """int32 [P, W]."""
+    lengths: Array
+    """int32 [P], tokens of each prompt, at least 1."""
+    records: Array
+    """int32 [P], numbers of the records: `Batches.record` gives them back."""
+
+
 class TaskBatch(TypedDict):
     """What an encoder reads of an example: one a row, with the special tokens that it knows."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,9 +27,9 @@ class Batches(Sequence["Batch"]):
     """The batches of a training run or an evaluation: `batches[n]` is the global batch of step n.
 
     Rows go on from one epoch into the next. With `epochs`, the last batch is filled up with rows of weight 0
-    and segment 0, so that every batch has the same shape. Sources with weights are mixed row by row
-    (`mixture`), each going through its own epochs; then an epoch of the whole is as many rows as the sources
-    have together.
+    and segment 0, so that every batch has the same shape; of prompts, with the first ones of the next epoch.
+    Sources with weights are mixed row by row (`mixture`), each going through its own epochs; then an epoch of
+    the whole is as many rows as the sources have together.
 
     What a row looks like is the transform's: `LMBatch` for causal language models, others of `data.batch`
     for other objectives.
@@ -76,8 +77,10 @@ class Batches(Sequence["Batch"]):
         self.mixture = Mixture(shares) if len(shares) == len(weights) and len(shares) > 1 else None
         groups = [[store] for store in data.stores] if self.mixture else [list(data.stores)]
         # Every source of a mixture has an order of its own.
+        self.ends = np.cumsum([len(store) for store in data.stores]).tolist()
         self.streams = [
-            Stream(group, data.config, self.transform, seed + i) for i, group in enumerate(groups)
+            Stream(group, data.config, self.transform, seed + i, self.ends[i - 1] if i else 0)
+            for i, group in enumerate(groups)
         ]
         self.rows_per_epoch = sum(stream.plan.rows for stream in self.streams)
 
@@ -158,9 +161,28 @@ class Batches(Sequence["Batch"]):
             self.transform.write(batch, line, pieces)
         return batch
 
+    def record(self, number: int) -> dict[str, Any]:
+        """The record that a prompt was made of.
+
+        Args:
+            number: as it stands in `records` of a batch.
+
+        Raises:
+            IndexError: there is no such record.
+            DataError: these are no prompts.
+        """
+        if not 0 <= number < self.ends[-1]:
+            raise IndexError(f"record {number} of {self.ends[-1]}")
+        source = bisect.bisect_right(self.ends, number)
+        store = self.data.stores[source]
+        if not store.has_records:
+            raise DataError("only prompts keep the records that they were made of")
+        return store.record(number - (self.ends[source - 1] if source else 0))[1]
+
     def segments(self, row: int) -> tuple[Stream, int, Sequence[Segment]]:
         """The stream, its epoch and the segments of row number `row`, counted from the start of training."""
-        if self.total_rows is not None and row >= self.total_rows:
+        asked = self.transform.form.prompts is not None  # an empty prompt cannot be answered
+        if self.total_rows is not None and row >= self.total_rows and not asked:
             return self.streams[0], 0, []
         source, number = self.mixture.locate(row) if self.mixture else (0, row)
         stream = self.streams[source]

@@ -28,6 +28,7 @@ class Documents:
         weights_of: weights (uint8 [lengths[i]]) of document i; None: all 1.
         sentence_ends: int [S], ascending: where each sentence ends in the tokens of all documents joined;
             empty if the store has no sentences.
+        place_of: where document i was read; None: not known.
     """
 
     lengths: np.ndarray
@@ -35,6 +36,7 @@ class Documents:
     first_trained: np.ndarray
     weights_of: Callable[[int], np.ndarray] | None
     sentence_ends: np.ndarray
+    place_of: Callable[[int], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

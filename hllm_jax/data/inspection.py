@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hllm_jax.data.batches import Batches
     from hllm_jax.data.config import DataConfig
     from hllm_jax.data.objective import ObjectiveConfig
+    from hllm_jax.data.prompts import PromptConfig
     from hllm_jax.data.task import TaskDataConfig
     from hllm_jax.data.transforms.piece import Batch
     from hllm_jax.tokenizers.tokenizer import Tokenizer
@@ -62,11 +64,12 @@ def inspect(
     rows: int = 2,
     tokens: int = 64,
     split: str = "train",
-    objective: ObjectiveConfig | TaskDataConfig | None = None,
+    objective: ObjectiveConfig | TaskDataConfig | PromptConfig | None = None,
 ) -> Group:
     """A rich renderable: the first rows of batch 0 as text and token by token, then counts and licences.
 
-    In the text, trained targets are bold green and the rest takes the colour of its segment.
+    In the text, trained targets are bold green and the rest takes the colour of its segment. Prompts are
+    shown as text, with their records.
 
     Args:
         config: the `data:` section; it is prepared if it is not yet.
@@ -77,7 +80,7 @@ def inspect(
         rows: how many rows are shown.
         tokens: how many tokens of each row are listed one by one.
         split: "train" or "validation".
-        objective: what the rows are for, a task's answers included; None: causal language models.
+        objective: what the rows are for, a task's answers and prompts included; None: causal language models.
     """
     from rich.console import Group
 
@@ -91,6 +94,9 @@ def inspect(
         objective=objective,
     )
     batch = batches[0]
+    if "records" in batch:
+        shown = [prompt_text(batches, batch, row, tokenizer) for row in range(min(rows, batch_size))]
+        return Group(*shown, prompt_summary(batches), source_table(batches))
     parts: list[Any] = []
     for row in range(min(rows, batch_size)):
         for side in sides(batch):
@@ -165,8 +171,36 @@ def token_table(batch: Batch, row: int, tokenizer: Tokenizer, limit: int, side: 
     return table
 
 
+def prompt_text(batches: Batches, batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
+    """A prompt as the model reads it, and the record that it was made of."""
+    from rich.text import Text
+
+    count, number = int(batch["lengths"][row]), int(batch["records"][row])
+    text = Text(f"row {row}, {count} tokens: ", style="bold")
+    decoded = tokenizer.decode(batch["tokens"][row, :count])
+    text.append(decoded.replace("\n", "⏎\n"), style=f"not bold {SEGMENT_STYLES[0]}")
+    record = json.dumps(batches.record(number), ensure_ascii=False)
+    text.append(f"\nrecord {number}: {record}\n", style="not bold dim")
+    return text
+
+
+def prompt_summary(batches: Batches) -> Text:
+    """One paragraph: how many prompts, how they are put, how many are too long."""
+    from rich.text import Text
+
+    stats, window = batches.stats, batches.sequence_length
+    text = Text(f"{batches.rows_per_epoch:,} prompts an epoch in a window of {window} tokens, ")
+    text.append(f"{stats['fill']:.1%} filled\n{batches.settings}\noverlong: {batches.data.config.overlong}")
+    if stats["dropped_overlong"]:
+        text.append(f"; dropped: {int(stats['dropped_overlong']):,}", style="yellow")
+    return text
+
+
 def said_of(
-    batch: Batch, row: int, tokenizer: Tokenizer, objective: ObjectiveConfig | TaskDataConfig | None
+    batch: Batch,
+    row: int,
+    tokenizer: Tokenizer,
+    objective: ObjectiveConfig | TaskDataConfig | PromptConfig | None,
 ) -> Text:
     """What is to be said of a row as a whole: of its two texts, its class, or its answer."""
     from rich.text import Text

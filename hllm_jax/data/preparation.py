@@ -22,7 +22,7 @@ from hllm_jax.data.rendering import rendered_chunks
 from hllm_jax.data.sources import Counts, Opened, digest, open_source, records
 from hllm_jax.data.store import FILES, TokenStore, TokenWriter
 from hllm_jax.data.tokenization import Tokenization, label_columns
-from hllm_jax.data.writing import add_conversations, add_documents, add_examples, add_pairs
+from hllm_jax.data.writing import add_conversations, add_documents, add_examples, add_pairs, add_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -191,7 +191,7 @@ def tokenize(
 ) -> None:
     """Stream the records of one source through the tokenizer into `folder`."""
     counts = Counts()
-    stream = records(opened, source, counts, form.task)
+    stream = records(opened, source, counts, form.task, form.prompts)
     if not form.pairs:
         stream = ((place, record.conversation) for place, record in stream)
     first = next(stream)  # `records` raises when there is none
@@ -203,6 +203,7 @@ def tokenize(
         words=form.words is not None or kind == "example",
         sentences=form.sentences,
         labels=label_columns(form),
+        records=kind == "prompt",
     )
     alike = chunks(of_one_kind(itertools.chain([first], stream), kind, form))
     if kind == "conversation":
@@ -217,12 +218,14 @@ def tokenize(
                 add_pairs(chunk, tokenizer, writer, counts)
             elif kind == "example":
                 add_examples(chunk, tokenizer, writer, counts, form)
+            elif kind == "prompt":
+                add_prompts(chunk, tokenizer, writer, counts, form, source.malformed)
             else:
                 add_documents(chunk, tokenizer, writer, counts, form)
             check_ids(writer.max_id, tokenizer.vocab_size, opened.label)
             if progress:
                 progress(opened.label, counts.records)
-    if counts.trained_tokens == 0:
+    if counts.trained_tokens == 0 and kind != "prompt":
         reason = {
             "text": "no text has two tokens",
             "pair": "no pair has a source and a target that are not empty",

@@ -53,15 +53,29 @@ Message = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """The whole record that a prompt was made of.
+
+    Attributes:
+        record: with the keys of its file.
+        is_text: the prompt is the beginning of a text.
+    """
+
+    record: dict[str, Any]
+    is_text: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Record:
     """A document (`text`), a conversation (`messages`), a pair of texts (`pair`) or an example of a task
-    (`example`); exactly one is there."""
+    (`example`); exactly one is there. A prompt is a text or a conversation that was `asked`."""
 
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     tools: tuple[Any, ...] | None = None
     pair: tuple[str, str] | None = None
     example: Example | None = None
+    asked: Asked | None = None
 
     @property
     def parts(self) -> list[str]:

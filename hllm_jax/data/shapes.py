@@ -53,6 +53,12 @@ def task_shapes(task: TaskDataConfig, rows: int, length: int) -> Shapes:
     return shapes | {"weights": (of_row, "float32"), "context": (row, "int32")}
 
 
+def prompt_shapes(rows: int, window: int) -> Shapes:
+    """As `batch_shapes`, for prompts of at most `window` tokens."""
+    shapes: Shapes = {"tokens": ((rows, window), "int32")}
+    return shapes | dict.fromkeys(("lengths", "records"), ((rows,), "int32"))
+
+
 def _target_length(objective: ObjectiveConfig, length: int) -> int:
     from hllm_jax.data.transforms.spans import row_lengths
 

@@ -16,6 +16,7 @@ from etils import epath
 from hllm_jax.config import cache_dir
 from hllm_jax.data.errors import DataError
 from hllm_jax.data.files import match_files, read_file
+from hllm_jax.data.prompts import parse_prompt
 from hllm_jax.data.records import ACCEPTED, Record, held_out, keys_of, parse_record
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from hllm_jax.data.config import DataConfig, SourceConfig
     from hllm_jax.data.examples import TaskKind
+    from hllm_jax.data.prompts import PromptConfig
 
 SPLITS = ("train", "validation")
 TFDS_PREFIX = "tfds:"
@@ -217,11 +219,15 @@ def plain(value: Any) -> Any:
 
 
 def records(
-    opened: Opened, source: SourceConfig, counts: Counts, task: TaskKind | None = None
+    opened: Opened,
+    source: SourceConfig,
+    counts: Counts,
+    task: TaskKind | None = None,
+    prompts: PromptConfig | None = None,
 ) -> Iterator[tuple[str, Record]]:
     """Yield `(place, record)` of the wanted split: validated, filtered, and counted.
 
-    With `task`, records are examples of this kind of task.
+    With `task`, records are examples of this kind of task; with `prompts`, what they ask is wanted.
 
     Raises:
         DataError: a malformed record (unless `source.malformed` is "skip"), or no usable record at all.
@@ -240,7 +246,10 @@ def records(
         try:
             if isinstance(value, DataError):
                 raise value
-            record = parse_record(value, place, source.field, task)
+            if prompts is not None:
+                record = parse_prompt(value, place, prompts, source.field)
+            else:
+                record = parse_record(value, place, source.field, task)
             size, octets = record.characters, utf8_length(record, place)
         except DataError as error:
             if source.malformed == "error":

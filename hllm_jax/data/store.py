@@ -32,6 +32,8 @@ FILES = {
     "first": "first_trained.npy",
     "sentences": "sentences.npy",
     "labels": "labels.npy",
+    "sources": "records.jsonl",
+    "source_ends": "records.npy",
     "description": "data.json",
 }
 
@@ -46,6 +48,7 @@ class TokenWriter:
         words: documents come with another mark for every token: whether it begins a word, or a task's.
         sentences: documents come with the first tokens of their sentences.
         labels: so many whole numbers come with every document.
+        records: every document comes with the record that it was made of; see `keep`.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class TokenWriter:
         words: bool = False,
         sentences: bool = False,
         labels: int = 0,
+        records: bool = False,
     ) -> None:
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -69,6 +73,8 @@ class TokenWriter:
         self.lengths, self.trained, self.first = (array.array("i") for _ in range(3))
         self.ends, self.total = array.array("q"), 0
         self.max_id = -1
+        self.sources = (folder / FILES["sources"]).open("wb") if records else None
+        self.source_ends = array.array("q")
 
     def add(
         self,
@@ -108,9 +114,19 @@ class TokenWriter:
         self.first.append(int(learned[0]) + 1 if len(learned) else len(stored))
         return len(learned)
 
+    def keep(self, place: str, record: dict[str, Any]) -> None:
+        """The record of the document that was just added, and its place (`file:line`)."""
+        assert self.sources is not None, "this writer was told to keep records"
+        line = json.dumps([place, record], ensure_ascii=False, default=str) + "\n"
+        self.sources.write(line.encode("utf-8", "surrogatepass"))
+        self.source_ends.append(self.sources.tell())
+
     def close(self, description: dict[str, Any]) -> None:
         """Finish the records and write index and description."""
         self.writer.close()
+        if self.sources is not None:
+            self.sources.close()
+            np.save(self.folder / FILES["source_ends"], np.frombuffer(self.source_ends, np.int64))
         np.save(self.folder / FILES["lengths"], np.frombuffer(self.lengths, np.int32))
         if self.weighted:
             np.save(self.folder / FILES["trained"], np.frombuffer(self.trained, np.int32))
@@ -179,6 +195,25 @@ class TokenStore:
         """int32 [documents, labels]: what was given with each document; no columns if nothing was."""
         path = self.folder / FILES["labels"]
         return np.load(path, mmap_mode="r") if path.exists() else np.zeros((len(self.lengths), 0), np.int32)
+
+    @functools.cached_property
+    def has_records(self) -> bool:
+        """Whether the documents come with the records that they were made of."""
+        return (self.folder / FILES["source_ends"]).exists()
+
+    @functools.cached_property
+    def source_ends(self) -> np.ndarray:
+        """int64 [documents]: where the line of each record ends in the file of records."""
+        return np.load(self.folder / FILES["source_ends"], mmap_mode="r")
+
+    def record(self, document: int) -> tuple[str, dict[str, Any]]:
+        """(place, record) that a document was made of."""
+        start = int(self.source_ends[document - 1]) if document else 0
+        with (self.folder / FILES["sources"]).open("rb") as file:
+            file.seek(start)
+            line = file.read(int(self.source_ends[document]) - start)
+        place, record = json.loads(line.decode("utf-8", "surrogatepass"))
+        return place, record
 
     @functools.cached_property
     def sentence_ends(self) -> np.ndarray:

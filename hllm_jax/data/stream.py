@@ -30,12 +30,18 @@ class Stream:
         config: packing, overlong policy and shuffling are its.
         transform: what its rows are for.
         seed: of the plan and of what the transform draws.
+        before: documents of the streams before this one.
     """
 
     def __init__(
-        self, stores: Sequence[TokenStore], config: DataConfig, transform: Transform, seed: int
+        self,
+        stores: Sequence[TokenStore],
+        config: DataConfig,
+        transform: Transform,
+        seed: int,
+        before: int = 0,
     ) -> None:
-        self.stores = list(stores)
+        self.stores, self.before = list(stores), before
         self.transform, self.seed = transform, seed
         self.offsets = np.concatenate([[0], np.cumsum([len(store) for store in stores])])
         self.documents = self.gather()
@@ -57,12 +63,18 @@ class Stream:
             first_trained=np.concatenate([store.first_trained for store in stores]),
             weights_of=self.weights_of if any(store.weighted for store in stores) else None,
             sentence_ends=np.concatenate(ends) if ends else np.zeros(0, np.int64),
+            place_of=self.place_of if all(store.has_records for store in stores) else None,
         )
 
     def locate(self, document: int) -> tuple[int, int]:
         """(store, document in it) of a document of the stream."""
         store = int(np.searchsorted(self.offsets, document, "right")) - 1
         return store, document - int(self.offsets[store])
+
+    def place_of(self, document: int) -> str:
+        """Where the record of a document was read."""
+        number, local = self.locate(document)
+        return self.stores[number].record(local)[0]
 
     def weights_of(self, document: int) -> np.ndarray:
         """uint8 [tokens]: the weights of one document."""
@@ -95,4 +107,5 @@ class Stream:
             key=(self.seed, pass_of(epoch, self.transform.passes)),
             sentence_ends=inside,
             labels=store.labels[document],
+            number=self.before + segment.document,
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hllm_jax.data.examples import Example, TaskKind
+    from hllm_jax.data.prompts import PromptConfig
     from hllm_jax.data.records import Record
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -35,6 +36,7 @@ class Tokenization:
         pairs: records are pairs of texts, kept as the tokens of both, with weight 1 on the second.
         task: records are examples of this kind of task; see `tokenize_example`.
         classes: names of the classes of a task, in the order of their numbers.
+        prompts: records are asked; what is kept is what stands before the answer, and the whole record.
     """
 
     special: bool = True
@@ -43,13 +45,16 @@ class Tokenization:
     pairs: bool = False
     task: TaskKind | None = None
     classes: tuple[str, ...] = ()
+    prompts: PromptConfig | None = None
 
     def kind(self, record: Record, place: str) -> str:
-        """ "text", "conversation", "pair" or "example": how this record is tokenized.
+        """ "text", "conversation", "pair", "example" or "prompt": how this record is tokenized.
 
         Raises:
             DataError: not at all.
         """
+        if record.asked is not None:
+            return "prompt"
         if record.example is not None:
             return "example"
         if self.pairs:

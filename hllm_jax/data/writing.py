@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hllm_jax.data.errors import DataError
+from hllm_jax.data.prompts import tokenize_prompt
 from hllm_jax.data.tokenization import tokenize_example, tokenize_pairs, tokenize_texts
 from hllm_jax.tokenizers.errors import MessageError
 
@@ -92,3 +93,32 @@ def add_conversations(
             continue
         counts.trained_tokens += writer.add(tokens, weights)
         counts.tokens += len(tokens)
+
+
+def add_prompts(
+    chunk: list[tuple[str, Record]],
+    tokenizer: Tokenizer,
+    writer: TokenWriter,
+    counts: Counts,
+    form: Tokenization,
+    malformed: str,
+) -> None:
+    """Store prompts with the whole records that they were made of; no token of them is trained."""
+    for place, record in chunk:
+        assert record.asked is not None
+        assert form.prompts is not None
+        try:
+            ids = tokenize_prompt(record, tokenizer, form.prompts)
+        except MessageError as error:
+            if malformed == "error":
+                raise DataError(str(error), place) from error
+            counts.malformed += 1
+            counts.records -= 1
+            continue
+        if not ids:
+            counts.too_short += 1
+            counts.records -= 1
+            continue
+        writer.add(ids)
+        writer.keep(place, record.asked.record)
+        counts.tokens += len(ids)

@@ -181,10 +181,11 @@ class Run:
             name: stats.get(name, 0)
             for name in ("truncated", "split", "dropped_overlong", "dropped_untrained")
         }
+        trained = f"{100 * stats['trained_share']:.1f} % of the tokens trained"
         self.say(
             f"data: {stats['documents']:,.0f} records in {stats['rows']:,.0f} rows an epoch "
             f"({data.data.config.packing}), {100 * stats['fill']:.1f} % filled, "
-            f"{100 * stats['trained_share']:.1f} % of the tokens trained"
+            + ("prompts" if "records" in data.transform.empty(0) else trained)
             + "".join(f", {count:,.0f} {name.replace('_', ' ')}" for name, count in lost.items() if count)
         )
 

@@ -31,6 +31,7 @@ class Piece:
         key: integers that say whose random numbers this piece draws: seed and pass.
         sentence_ends: int64, ascending: where sentences end inside the piece, its own end not included.
         labels: int32: what the store has of the whole document.
+        number: of the document among those of all sources.
     """
 
     tokens: np.ndarray
@@ -40,6 +41,7 @@ class Piece:
     key: tuple[int, ...]
     sentence_ends: np.ndarray
     labels: np.ndarray
+    number: int
 
     def draws(self, purpose: int) -> Draws:
         """Random numbers of this piece for one purpose; they do not depend on the row that it stands in."""
