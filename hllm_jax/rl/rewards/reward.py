@@ -74,10 +74,11 @@ class Reward:
             self.counts[kind] += 1
         if missing and self.config.on_error == "stop":
             row = min(missing)
+            prompt, completion = short(prompts[row]), short(completions[row])
             raise RewardError(
-                f"reward {self.config.path}: {missing[row][1]}; {len(missing)} of {len(prompts)} answers have "
-                f"no reward, the first is\n  prompt {short(prompts[row])}\n  completion "
-                f"{short(completions[row])}\nCorrect the function, or set reward.on_error to skip or to a number"
+                f"reward {self.config.path}: {missing[row][1]}; {len(missing)} of {len(prompts)} answers "
+                f"have no reward, the first is\n  prompt {prompt}\n  completion {completion}\n"
+                "Correct the function, or set reward.on_error to skip or to a number"
             )
         self.empty_calls = self.empty_calls + 1 if len(missing) == len(prompts) else 0
         if self.empty_calls >= PATIENCE:
