@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from hllm_jax.models.decoder import Decoder
+from hllm_jax.models.layout import init_variables
 from hllm_jax.nn.adapters import COLLECTION
 from hllm_jax.objectives.advantages import truncation_policy
 from hllm_jax.objectives.groups import degenerate_groups, group_advantages, leave_one_out
@@ -13,8 +17,11 @@ from hllm_jax.objectives.masks import held_rows, only, row_sums, weighted
 from hllm_jax.objectives.policy import grpo_sums, rloo_sums
 from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
 from hllm_jax.rl.config import GRPOConfig, RolloutConfig
-from hllm_jax.rl.iteration import REFERENCE, Experience
+from hllm_jax.rl.iteration import Experience
 from hllm_jax.rl.rollout import Rollout, answer_likelihood
+
+#: Where the weights of the reference stand in the state, if it has its own: `reference/params/…`.
+REFERENCE = "reference"
 
 
 def make_grpo(
@@ -38,10 +45,15 @@ def make_grpo(
     def experience(
         variables: Variables, rollout: Rollout, scores: jax.Array
     ) -> tuple[dict[str, jax.Array], Sums]:
-        begins = rollout.begins
+        begins, scored = rollout.begins, jnp.isfinite(scores)
         scores, actions = truncation_policy(
-            scores, rollout.actions, ~rollout.ended, config.truncation, config.truncation_value
+            jnp.where(scored, scores, 0.0),
+            rollout.actions,
+            ~rollout.ended,
+            config.truncation,
+            config.truncation_value,
         )
+        actions = jnp.where(scored[:, None], actions, 0.0)
         batch = {
             "tokens": rollout.tokens,
             "lengths": rollout.lengths,
@@ -83,7 +95,14 @@ def make_grpo(
     def loss(variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
         del rng
         found = answer_likelihood(
-            model, variables, batch["tokens"], batch["lengths"], batch["begins"], settings, vocab, chunks
+            model,
+            policy_of(variables),
+            batch["tokens"],
+            batch["lengths"],
+            batch["begins"],
+            settings,
+            vocab,
+            chunks,
         )
         shared = found.log_probs, batch["log_probs"], batch["advantages"], batch["actions"]
         if config.loss == "rloo":
@@ -106,7 +125,24 @@ def make_grpo(
 
 
 def reference_of(variables: Variables) -> Variables:
-    """The variables of the reference: weights of its own, or the base without its adapters."""
+    """The variables of the reference: `reference/…` of the state, or the base without its adapters."""
     if REFERENCE in variables:
-        return {"params": variables[REFERENCE]}
+        found: Variables = variables[REFERENCE]
+        return found
     return {name: tree for name, tree in variables.items() if name != COLLECTION}
+
+
+def policy_of(variables: Variables) -> dict[str, Any]:
+    """The variables of the policy, without those of a reference beside it."""
+    return {name: tree for name, tree in variables.items() if name != REFERENCE}
+
+
+def beside_reference(model: Decoder, key: jax.Array) -> dict[str, Any]:
+    """Fresh variables of a policy and of a reference with weights of its own, for `Layout(variables=…)`."""
+    whole = init_variables(model, key)
+    return {**whole, REFERENCE: whole}
+
+
+def is_policy(path: tuple[str, ...]) -> bool:
+    """The predicate of what trains where the reference has weights of its own."""
+    return path[0] != REFERENCE

@@ -28,9 +28,6 @@ from hllm_jax.rl.rollout import Rollout, check_rollout, sample_rollout
 from hllm_jax.training.optimizers import Optimizer
 from hllm_jax.training.step import COMPILER_OPTIONS, Metrics, make_update
 
-#: The collection under which the weights of a reference stand among the variables, where it has its own.
-REFERENCE = "reference"
-
 
 class Experience(Protocol):
     """What is learned from a rollout: a pure function, compiled."""
@@ -43,16 +40,16 @@ class Experience(Protocol):
         Arrays `[B]` go into the table of rollouts as well. A sum named `kl` is what the stop rule looks at.
 
         Args:
-            variables: of the policy that sampled, and `reference` where that has its own weights.
+            variables: those of the state, with which the policy sampled, and `control` where it has some.
             rollout: B rows.
-            scores: float32 `[B]`.
+            scores: float32 `[B]`; NaN is no score: the row is to be left out.
         """
         ...
 
 
-#: Changes what is trained after the updates of an iteration, by what was logged of its rollout (the
-#: coefficient of a KL controller).
-Adapt: TypeAlias = Callable[[Tree, Metrics], Tree]
+#: From `TrainState.control` (the coefficient of a KL controller) and what was logged of the rollout of an
+#: iteration to the next one.
+Adapt: TypeAlias = Callable[[dict[str, jax.Array], Metrics], dict[str, jax.Array]]
 
 #: Is handed the rows of each iteration: the number of the iteration, rows, scores, and arrays `[B]` by name.
 Watch: TypeAlias = Callable[[int, Rows, np.ndarray, dict[str, np.ndarray]], None]
@@ -80,10 +77,10 @@ class Iteration:
         experience: see `Experience`.
         loss: over the rows of a minibatch; variables are those of the state.
         accumulation, reduce_dtype: of each update, see `make_train_step`.
-        reference: weights of the reference, a tree like `params`; None: it has none of its own.
         kl_limit: largest mean of `kl` on a fresh rollout; None: none.
         save: saves the state before the run stops at `kl_limit` (`Run.save`).
-        adapt: see `Adapt`.
+        adapt: see `Adapt`; the state has `control` then.
+        view: from the variables of the state to those of the policy, where there are others beside it.
         watch: see `Watch`.
 
     Attributes:
@@ -109,18 +106,17 @@ class Iteration:
         loss: Loss,
         accumulation: int = 1,
         reduce_dtype: DTypeLike = jnp.float32,
-        reference: Tree | None = None,
         kl_limit: float | None = None,
         save: Callable[[TrainState], Any] = lambda state: None,
         adapt: Adapt | None = None,
+        view: Callable[[Tree], Tree] = dict,
         watch: Watch | None = None,
     ) -> None:
         check_rollout(model, config)
         check_rows(layout, prompts, config, accumulation)
         self.layout, self.config, self.reward = layout, config, reward
-        self.experience, self.adapt = experience, adapt
+        self.experience, self.adapt, self.view = experience, adapt, view
         self.kl_limit, self.save, self.watch = kl_limit, save, watch
-        self.reference: Tree = {} if reference is None else {REFERENCE: reference}
         self.updates = config.epochs * config.minibatches
         self.traces: dict[str, int] = dict.fromkeys(("sample", "weigh", "update"), 0)
         self._sample_rows = functools.partial(sample_rollout, model, layout, config, stop_ids, vocab)
@@ -136,25 +132,34 @@ class Iteration:
         self, trainable: Tree, frozen: Tree, rng: jax.Array, step: jax.Array, batch: Batch
     ) -> tuple[Rollout, Rows]:
         self.traces["sample"] += 1
-        variables = merge(trainable, frozen)
+        variables = self.view(merge(trainable, frozen))
         rollout = self._sample_rows(variables, batch["tokens"], batch["lengths"], rng, step)
         records = jnp.repeat(batch["records"], self.config.group)
         return rollout, Rows(rollout.tokens, rollout.begins, rollout.lengths, rollout.ended, records)
 
     def _weigh(
-        self, trainable: Tree, frozen: Tree, reference: Tree, rollout: Rollout, scores: jax.Array | None
+        self,
+        trainable: Tree,
+        frozen: Tree,
+        control: dict[str, jax.Array] | None,
+        rollout: Rollout,
+        scores: jax.Array | None,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Metrics]:
         self.traces["weigh"] += 1
         with self.layout.activations():
-            variables = {**merge(trainable, frozen), **reference}
+            variables = merge(trainable, frozen)
+            if control is not None:
+                variables = {**variables, "control": control}
             if isinstance(self.reward, DeviceReward):
                 scores = self.reward.of_rollout(variables, rollout)
             assert scores is not None
             batch, sums = self.experience(variables, rollout, scores)
         answers = jnp.sum(rollout.actions, axis=1)
+        scored = jnp.isfinite(scores)
         metrics = {
-            "reward": jnp.mean(scores),
-            "reward_std": jnp.std(scores),
+            # Of what was scored; 0 where nothing was.
+            "reward": jnp.nan_to_num(jnp.mean(scores, where=scored)),
+            "reward_std": jnp.nan_to_num(jnp.std(scores, where=scored)),
             "answer_length": jnp.mean(answers),
             "ended": jnp.mean(rollout.ended.astype(jnp.float32)),
             **mean(sums),
@@ -191,12 +196,9 @@ class Iteration:
         state, metrics = self._update(state, frozen, batch, dropout)
         last = number + 1 == self.updates
         if self.adapt is not None:
-            adapted = self.adapt(state.trainable, seen)
-
-            def after(new: jax.Array, old: jax.Array) -> jax.Array:
-                return jnp.where(last, new.astype(old.dtype), old)
-
-            state = state.replace(trainable=jax.tree.map(after, adapted, state.trainable))
+            adapted = self.adapt(state.control, seen)
+            control = {name: jnp.where(last, adapted[name], old) for name, old in state.control.items()}
+            state = state.replace(control=control)
         return state.replace(step=state.step + last.astype(jnp.int32)), metrics
 
     # -- the interface of a step ----------------------------------------------------------------------------
@@ -219,7 +221,7 @@ class Iteration:
         if isinstance(self.reward, HostReward):
             found = self.reward.of_rows(self._own(jax.device_get(rows)))
             scores = self.layout.put({"scores": found})["scores"]
-        learned, of_rows, seen = programs["weigh"](trainable, frozen, self.reference, rollout, scores)
+        learned, of_rows, seen = programs["weigh"](trainable, frozen, state.control, rollout, scores)
         jax.block_until_ready(seen)
         scored = time.perf_counter()
         if self.watch is not None:
@@ -240,7 +242,7 @@ class Iteration:
         }
         host: dict[str, Any] = {name: np.float32(seconds) for name, seconds in times.items()}
         if isinstance(self.reward, HostReward):
-            host |= {name: np.float32(count) for name, count in self.reward.counters.items()}
+            host |= {name: np.float32(count) for name, count in self.reward.metrics.items()}
         return moving.replace(frozen=frozen), {**metrics, **seen, **host}
 
     def compile(self, state: TrainState, batch: Batch) -> int | None:
@@ -294,13 +296,13 @@ class Iteration:
         rollout = jax.tree.map(_placed, rollout, of_rollout)
         scores = jax.ShapeDtypeStruct((P * self.config.group,), jnp.float32, sharding=layout.sharding_of(1))
         given = None if isinstance(self.reward, DeviceReward) else scores
-        arguments = state.trainable, state.frozen, self.reference, rollout, given
+        arguments = state.trainable, state.frozen, state.control, rollout, given
         learned, _, seen = jax.eval_shape(self._weigh, *arguments)
         self.traces["weigh"] -= 1  # that was for the shapes
         where = jax.tree.map(of_rows, learned)
         weigh = jax.jit(
             self._weigh,
-            in_shardings=(trainable, frozen, None, of_rollout, None),
+            in_shardings=(trainable, frozen, everywhere, of_rollout, None),
             out_shardings=(where, everywhere, everywhere),
             compiler_options=options,
         )

@@ -110,7 +110,11 @@ class PPOConfig:
             [
                 *((not 0 <= getattr(self, n) <= 1, n, f"{getattr(self, n)}: in [0, 1]") for n in shares),
                 *(
-                    (getattr(self, n) is not None and not getattr(self, n) > 0, n, f"{getattr(self, n)}: above 0")
+                    (
+                        getattr(self, n) is not None and not getattr(self, n) > 0,
+                        n,
+                        f"{getattr(self, n)}: above 0",
+                    )
                     for n in above
                 ),
                 (not self.clip < 1, "clip", f"{self.clip}: below 1, a ratio is never negative"),

@@ -49,10 +49,10 @@ class Decodes(Protocol):
 
 
 @runtime_checkable
-class Counts(Protocol):
-    """A reward that counts what happened to it (errors, time-outs), for the metrics of the run."""
+class Measures(Protocol):
+    """A reward that says how its last call went (errors, time-outs), for the metrics of the run."""
 
-    counters: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 def read_rows(rows: Rows, tokenizer: Decodes, record: Callable[[int], dict[str, Any]]) -> Texts:
@@ -76,7 +76,8 @@ class HostReward:
     """A Python function of texts.
 
     Attributes:
-        function: `(prompts, completions, records) -> B floats`; may have `counters`, see `Counts`.
+        function: `(prompts, completions, records) -> B floats`, NaN for an answer without a score, which is
+            left out; may have `metrics`, see `Measures`.
         tokenizer: decodes.
         record: gives the record of a number (`Batches.record`).
     """
@@ -89,7 +90,7 @@ class HostReward:
         """Scores float32 `[B]`.
 
         Raises:
-            ValueError: another number of scores, or one that is not finite.
+            ValueError: another number of scores, or an infinite one.
         """
         texts = read_rows(rows, self.tokenizer, self.record)
         scores = np.asarray(self.function(*texts), np.float32)
@@ -98,8 +99,8 @@ class HostReward:
                 f"the reward gave scores of shape {scores.shape} for {len(texts.prompts)} answers: one each "
                 "is wanted"
             )
-        if not np.isfinite(scores).all():
-            worst = int(np.argmin(np.isfinite(scores)))
+        if np.isinf(scores).any():
+            worst = int(np.argmax(np.isinf(scores)))
             raise ValueError(
                 f"the reward gave {scores[worst]} for the answer {texts.completions[worst]!r}: nothing can "
                 "be learned from that"
@@ -107,9 +108,9 @@ class HostReward:
         return scores
 
     @property
-    def counters(self) -> Mapping[str, float]:
-        """Of the function, where it has some."""
-        return self.function.counters if isinstance(self.function, Counts) else {}
+    def metrics(self) -> Mapping[str, float]:
+        """Of the last call, where the function says some."""
+        return self.function.metrics if isinstance(self.function, Measures) else {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -242,6 +242,8 @@ def answer_likelihood(
     def possible(x: jax.Array) -> jax.Array:
         return known(head(x), vocab)
 
+    # Within the row, whatever the caller left of the actions that `begins` is computed from.
+    begins = jnp.clip(begins, 1, config.prompt_window)
     at = begins[:, None] + jnp.arange(config.max_tokens, dtype=jnp.int32)[None, :]
     # The state at t - 1 is what speaks of token t.
     before = jnp.take_along_axis(x, at[:, :, None] - 1, axis=1)
