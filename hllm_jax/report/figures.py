@@ -114,6 +114,35 @@ def rate_figure(stage: Stage, peak_flops: float | None) -> str:
         return _svg(figure)
 
 
+def reward_figure(stage: Stage) -> str:
+    """Reward and KL over steps, and what reward was reached at which KL, as SVG."""
+    steps = [each for each in stage.rollouts if each.score is not None]
+    at = np.array([each.step for each in steps], np.float64)
+    score, low, high, kl = (
+        np.array([getattr(each, name) for each in steps], np.float64)
+        for name in ("score", "low", "high", "kl")
+    )
+    with _style(f"reward-{stage.name}"):
+        figure = _figure(9.2, 2.9)
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 1.1))
+        x, bottom = _thin(at, low)
+        left.fill_between(x, bottom, _thin(at, high)[1], color=FAINT, linewidth=0, label="middle 80 %")
+        left.plot(*_thin(at, score), color=TRAIN, label="mean")
+        left.set(title="Reward", xlabel="step")
+        _finish(left, legend=True)
+        middle.plot(*_thin(at, kl), color=EVAL)
+        middle.set(title="KL to the reference", xlabel="step", ylabel="nats per answer")
+        _finish(middle)
+        path = _thin(at, kl)[1], _thin(at, score)[1]
+        right.plot(*path, color=FAINT, linewidth=1, zorder=1)
+        right.scatter(*path, c=_thin(at, at)[1], s=12, cmap="viridis", zorder=2)
+        for place, words in ((0, f"step {steps[0].step}"), (-1, f"step {steps[-1].step}")) if steps else ():
+            right.annotate(words, (path[0][place], path[1][place]), fontsize=8, color=OTHER)
+        right.set(title="Reward at KL", xlabel="nats per answer", ylabel="mean reward")
+        right.set_axisbelow(True)
+        return _svg(figure)
+
+
 def roofline_tokens_per_second(stage: Stage) -> float | None:
     """The rate at full use of the matmul peak: the median of tokens_per_second / mfu."""
     ratios = [

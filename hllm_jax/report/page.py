@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm_jax.report.facts import Facts, RowToken, Sample, Score, read_facts
-from hllm_jax.report.figures import loss_figure, rate_figure, roofline_tokens_per_second
+from hllm_jax.report.figures import loss_figure, rate_figure, reward_figure, roofline_tokens_per_second
+from hllm_jax.report.rollouts import chosen
 from hllm_jax.report.settings import changed_settings
 from hllm_jax.report.stage import Stage, is_run, read_stage
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Stages in the order in which a model goes through them; others follow by name.
-ORDER = ("tokenizer", "pretrain", "sft")
+ORDER = ("tokenizer", "pretrain", "sft", "reward", "dpo", "grpo", "ppo")
 
 
 def report(run_dir: str | os.PathLike[str]) -> Path:
@@ -68,7 +69,7 @@ def render(folder: Path, stages: Sequence[Stage], facts: Facts) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, duration=_duration, few_lines=_few_lines)
+    environment.filters.update(number=_number, duration=_duration, few_lines=_few_lines, decimal=_decimal)
     template = environment.from_string(_template())
     comparison = facts.comparison
     scores = comparison.scores if comparison else ()
@@ -83,6 +84,9 @@ def render(folder: Path, stages: Sequence[Stage], facts: Facts) -> str:
                 # The baselines read the pretraining text; they say nothing about conversations.
                 "loss": Markup(loss_figure(stage, scores if stage.name == comparison_stage(stages) else ())),
                 "rate": Markup(rate_figure(stage, matmul_peak(stage))),
+                "reward": Markup(reward_figure(stage)) if stage.rollouts else "",
+                "answers": chosen(stage.rollouts),
+                "total": sum(each.answers for each in stage.rollouts),
                 "settings": changed_settings(stage.config),
             }
             for stage in stages
@@ -132,6 +136,15 @@ def _overview(stage: Stage) -> list[tuple[str, str]]:
     ]
     if rate and roofline:
         rows.append(("of the matmul peak", f"{100 * rate / roofline:.0f} %"))
+    if stage.rollouts:
+        first, last = stage.rollouts[0], stage.rollouts[-1]
+        rows += [
+            ("reward", f"{_decimal(first.score)} → {_decimal(last.score)}"),
+            ("KL, nats per answer", _decimal(last.kl)),
+            ("tokens per answer", f"{first.length:.1f} → {last.length:.1f}"),
+            ("answers that ended", f"{100 * last.ended:.0f} %"),
+            ("answers without reward", _number(sum(each.answers - each.scored for each in stage.rollouts))),
+        ]
     if stage.damaged:
         rows.append(("unreadable log lines", str(stage.damaged)))
     return [(name, value) for name, value in rows if value]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hllm_jax.models.spec import Spec, spec_from_dict
+from hllm_jax.report.rollouts import RolloutStep, read_rollouts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ class Stage:
         steps: logged training steps, ascending in `step`.
         evaluations: lines with `eval/…` keys, ascending in `step`.
         samples: lines of `samples.jsonl`, ascending in `step`.
+        rollouts: what `rollouts.jsonl` says of every iteration; empty for runs without rewards.
         damaged: lines of `metrics.jsonl` that are no JSON (the last one of a killed run).
         checkpoint: the newest saved step; 0 without one.
         model: architecture by the newest checkpoint; `None` before the first.
@@ -46,6 +48,7 @@ class Stage:
     steps: tuple[Line, ...]
     evaluations: tuple[Line, ...]
     samples: tuple[Line, ...]
+    rollouts: tuple[RolloutStep, ...]
     damaged: int
     checkpoint: int
     model: Spec | None
@@ -113,6 +116,7 @@ def read_stage(folder: Path) -> Stage:
         steps=steps,
         evaluations=_latest(line for line in lines if _is_evaluation(line)),
         samples=tuple(sorted(samples, key=lambda line: line["step"])),
+        rollouts=read_rollouts(folder / "rollouts.jsonl"),
         damaged=damaged,
         checkpoint=int(manifest.get("step", 0)),
         model=_read_model(_at(manifest, "facts", "model")),

@@ -95,7 +95,7 @@ class RolloutTable:
             self.check()
 
     def hook(self, every: int | None) -> Hook:
-        """Everything is written before a checkpoint is: goes before `training.save`, with the same `every`."""
+        """Everything is written before a checkpoint: goes before `training.save`, with the same `every`."""
         due = regularly(every)
 
         def wanted(moment: Moment) -> bool:
