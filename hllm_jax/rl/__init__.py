@@ -5,12 +5,17 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from hllm_jax.rl.config import GRPOConfig as GRPOConfig
     from hllm_jax.rl.config import RolloutConfig as RolloutConfig
-    from hllm_jax.rl.config import check_groups as check_groups
+    from hllm_jax.rl.config import check_rl_sections as check_rl_sections
+    from hllm_jax.rl.grpo import beside_reference as beside_reference
+    from hllm_jax.rl.grpo import is_policy as is_policy
     from hllm_jax.rl.grpo import make_grpo as make_grpo
+    from hllm_jax.rl.grpo import policy_of as policy_of
     from hllm_jax.rl.iteration import Iteration as Iteration
     from hllm_jax.rl.iteration import KLLimitError as KLLimitError
     from hllm_jax.rl.rewarding import DeviceReward as DeviceReward
     from hllm_jax.rl.rewarding import HostReward as HostReward
+    from hllm_jax.rl.rewarding import record_in as record_in
     from hllm_jax.rl.rollout import Rollout as Rollout
     from hllm_jax.rl.rollout import answer_likelihood as answer_likelihood
     from hllm_jax.rl.rollout import sample_rollout as sample_rollout
+    from hllm_jax.rl.table import RolloutTable as RolloutTable
