@@ -49,7 +49,7 @@ class Config:
     run: RunConfig
     model: ModelConfig
     lora: LoRAConfig | None = None
-    data: DataConfig = DataConfig(packing="none")
+    data: DataConfig = DataConfig(packing="none", overlong="drop")
     prompts: PromptConfig = PromptConfig()
     reward: RewardConfig
     rollout: RolloutConfig = RolloutConfig(epochs=4)
