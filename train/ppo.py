@@ -10,6 +10,7 @@ value and reward model; without, each is a model of its own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -19,11 +20,12 @@ from hllm_jax.data.config import DataConfig
 from hllm_jax.data.prompts import PromptConfig
 from hllm_jax.models.config import LoRAConfig, ModelConfig
 from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
-from hllm_jax.rl.config import RolloutConfig
+from hllm_jax.rl.config import RolloutConfig, check_rl_sections
 from hllm_jax.rl.ppo_config import PPOConfig, check_ppo
 from hllm_jax.rl.rewards.config import RewardConfig
 from hllm_jax.training.config import (
     CheckpointConfig,
+    EvalConfig,
     LogConfig,
     OptimizerConfig,
     RunConfig,
@@ -40,7 +42,7 @@ class Config:
     Attributes:
         base: config that trains `model.load`, if that is a run folder which is not there yet.
         reward_base: the same of `reward.path`, where that is a reward model.
-        train: `batch_size` is prompts an iteration; `sequence_length` is not used.
+        train: `batch_size` is prompts an iteration.
     """
 
     recipe: str = "ppo"
@@ -58,6 +60,7 @@ class Config:
     schedule: ScheduleConfig = ScheduleConfig(kind="linear", peak=1e-5, end=0.0)
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig(best=None)
+    eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
     strategy: Strategy = "ddp"
@@ -69,18 +72,23 @@ class Config:
                 ("model.load", "PPO starts from a model that writes: a run folder, a file or a name")
             )
         check_sections(self.model, self.train, self.schedule, lora=self.lora)
+        check_rl_sections(self.rollout, self.train)
         check_ppo(self.ppo, self.reward.kind, self.lora)
 
 
 def make_step(
-    config: Config, model: Any, mesh: Any, steps: int, tokenizer: Any = None, **beside: Any
-) -> tuple[rl.Roles, parallel.Layout, Any]:
-    """Roles, layout and the iteration on a mesh.
-
-    `hllm plan` compiles an update for devices that are not here; it has no tokenizer and no reward model, and
-    takes the latter to be like the value model.
-    """
-    scorer = beside.pop("scorer", None)
+    config: Config,
+    model: Any,
+    mesh: Any,
+    steps: int,
+    reward: Any = None,
+    scorer: Any = None,
+    stop_ids: tuple[int, ...] = (0,),
+    vocab: int | None = None,
+    **watching: Any,
+) -> tuple[rl.Roles, parallel.Layout, rl.Iteration]:
+    """Roles, layout and iteration on a mesh; a plan, which compiles it, has neither the Python function
+    `reward` nor the reward model `scorer`, and takes the latter to be like the value model."""
     roles = rl.make_roles(config.ppo, model, config.lora, config.reward.kind == "model", scorer)
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
     layout = parallel.Layout(
@@ -93,28 +101,27 @@ def make_step(
         variables=roles.variables,
         control=rl.first_control(config.ppo),
     )
-    answers = config.train.batch_size * config.rollout.group
-    vocab = tokenizer.vocab_size if tokenizer is not None else model.config.vocab_size
+    vocab = vocab or model.config.vocab_size
     settings = config.ppo, config.rollout, vocab, config.train.logit_chunks
-    step = rl.Iteration(
+    iteration = rl.Iteration(
         model,
         layout,
         optimizer,
         config.rollout,
         prompts=config.train.batch_size,
-        stop_ids=tokenizer.stop_ids if tokenizer is not None else (0,),
+        stop_ids=stop_ids,
         vocab=vocab,
-        reward=beside.pop("reward", None) or rl.DeviceReward(functools.partial(rl.reward_scores, roles)),
+        reward=reward or rl.DeviceReward(functools.partial(rl.reward_scores, roles)),
         experience=rl.make_experience(roles, *settings),
         loss=rl.make_loss(roles, *settings),
         accumulation=config.train.accumulation,
         reduce_dtype=config.train.reduce_dtype,
         kl_limit=config.ppo.kl_limit,
-        adapt=rl.make_adapt(config.ppo.kl, answers),
+        adapt=rl.make_adapt(config.ppo.kl, config.train.batch_size * config.rollout.group),
         view=functools.partial(roles.view, "policy"),
-        **beside,
+        **watching,
     )
-    return roles, layout, step
+    return roles, layout, iteration
 
 
 def main(config: Config) -> training.TrainState:
@@ -125,58 +132,65 @@ def main(config: Config) -> training.TrainState:
     run = training.Run.start(config)
     tokenizer, model, params = training.begin(run, config.model, adapters=config.lora)
 
-    # ---- prompts: batches[n] is a pure function of n ----
+    # ---- data: prompts[n] is a pure function of n ----
+    shape: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "sequence_length": config.rollout.prompt_window,
+        "seed": config.run.seed,
+        "objective": config.prompts,
+    }
     with run.coordinator_first("data"):
-        batches = config.data.build(
-            tokenizer,
-            batch_size=config.train.batch_size,
-            sequence_length=config.rollout.prompt_window,
-            seed=config.run.seed,
-            epochs=config.train.epochs,
-            objective=config.prompts,
+        prompts = config.data.build(tokenizer, epochs=config.train.epochs, **shape)
+    steps = config.train.steps or len(prompts)
+    run.identify(tokenizer=tokenizer, data=prompts, model=model.config)
+
+    # ---- rewards, roles, and the iteration: shapes and shardings first, then arrays ----
+    with contextlib.ExitStack() as open_rewards:
+        reward, scorer = None, None
+        if config.reward.kind == "model":
+            scorer = rl.open_reward_model(config.reward.path, tokenizer, config.model, config.lora)
+        else:
+            function = open_rewards.enter_context(config.reward.build())
+            reward = rl.HostReward(function, tokenizer, prompts.record)
+        table = rl.RolloutTable(run.folder, run.resumed or 0)
+        roles, layout, step = make_step(
+            config,
+            model,
+            parallel.make_mesh(config.mesh, config.strategy),
+            steps,
+            reward,
+            scorer,
+            tokenizer.stop_ids,
+            tokenizer.vocab_size,
+            save=run.save,
+            watch=rl.record_in(table, tokenizer, prompts.record),
         )
-    steps = config.train.steps or len(batches)
-    run.identify(tokenizer=tokenizer, data=batches, model=model.config)
-
-    # ---- rewards, and the iteration ----
-    beside: dict[str, Any] = {"save": run.save}
-    if config.reward.kind == "model":
-        beside["scorer"] = rl.open_reward_model(config.reward.path, tokenizer, config.model, config.lora)
-    else:
-        beside["reward"] = rl.HostReward(config.reward.build(), tokenizer, batches.record)
-    table = rl.RolloutTable(run.folder, run.resumed or 0)
-
-    def watch(number: int, rows: rl.Rows, scores: Any, of_rows: dict[str, Any]) -> None:
-        def columns() -> dict[str, Any]:
-            texts = rl.read_rows(rows, tokenizer, batches.record)
-            lengths = rows.lengths - rows.begins
-            shown = {"prompt": texts.prompts, "completion": texts.completions, "score": scores}
-            shown |= {name: of_rows[name] for name in ("kl", "advantage")}
-            return shown | {"length": lengths, "ended": rows.ended}
-
-        table.add(number, columns)
-
-    beside["watch"] = watch
-    mesh = parallel.make_mesh(config.mesh, config.strategy)
-    roles, layout, step = make_step(config, model, mesh, steps, tokenizer, **beside)
-    state = run.restore(layout) or rl.begin_roles(
-        roles, layout, config.run.seed, params, config.ppo, beside.get("scorer"), run.base
-    )
-
-    # ---- beside training: save first, then what may fail ----
-    hooks = [table.hook(config.checkpoint.every), training.save(run, config.checkpoint.every)]
-    samples = config.log.samples
-
-    def write(state: training.TrainState) -> list[dict[str, str]]:
-        writer = generation.LanguageModel(model, roles.view("policy", state.variables), tokenizer)
-        texts = writer.generate(
-            list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
+        state = run.restore(layout) or rl.begin_roles(
+            roles, layout, config.run.seed, params, config.ppo, scorer, run.base
         )
-        return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
 
-    if samples.prompts:
-        hooks.append(training.sample(run, write, samples.every))
-    hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
+        # ---- beside training: save first, then what may fail ----
+        hooks = [table.hook(config.checkpoint.every), training.save(run, config.checkpoint.every)]
+        if config.eval.every != 0:
+            with run.coordinator_first("held-out data"):
+                held_out = config.data.build(tokenizer, epochs=None, split="validation", **shape)
+            asked = [held_out[n] for n in range(config.eval.batches)]
+            measure = functools.partial(step.measure, batches=asked)
+            hooks.append(training.evaluate(run, measure, config.eval.every))
+        samples = config.log.samples
 
-    # ---- train ----
-    return training.train(run, state, step, batches, layout, steps, hooks)
+        def write(state: training.TrainState) -> list[dict[str, str]]:
+            writer = generation.LanguageModel(model, roles.view("policy", state.variables), tokenizer)
+            texts = writer.generate(
+                list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
+            )
+            return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
+
+        if samples.prompts:
+            hooks.append(training.sample(run, write, samples.every))
+        hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
+
+        # ---- train: what is sampled (a third of a step) is read by three; two learn from it every epoch ----
+        flops = model.config.flops_per_token(config.rollout.length, frozen=config.lora is not None)
+        passes = 2 * config.rollout.epochs + (3 + (scorer is not None)) / 3
+        return training.train(run, state, step, prompts, layout, steps, hooks, passes * flops)

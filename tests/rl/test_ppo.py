@@ -1,4 +1,4 @@
-"""PPO: what a rollout teaches, worked by hand; what must change nothing; and what it is paid for, it learns."""
+"""PPO: what a rollout teaches, by hand; what must change nothing; and what it is paid for, it learns."""
 
 from __future__ import annotations
 
