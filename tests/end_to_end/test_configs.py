@@ -48,12 +48,14 @@ SHRUNK = {
     "pretrain": SMALL | {"model.preset": "null"},
     "sft": SMALL | {"model.load": "runs/base", "model.scan_layers": "false", "base": "null"},
     "finetune": SMALL | {"model.load": "runs/encoder", "base": "null"},
+    "distill": SMALL | {"distill.teacher": "runs/base", "teacher_base": "null", "model.decoder": SIZES},
 }
 SOURCES = {
     "tokenizer": "[{name: shakespeare, limit: 1}]",
     "pretrain": "[{name: shakespeare, limit: 1}]",
     "sft": "[{name: chatterbot-en, limit: 100}]",
     "finetune": "[{path: examples.jsonl}]",
+    "distill": "[{name: chatterbot-en, limit: 100}]",
 }
 # What a run evaluates beside the loss, where it is not the text as a whole that it predicts.
 SCORES = {"pretrain/bert-tiny": "eval/pair_accuracy", "pretrain/t5-tiny": "eval/perplexity"}
@@ -91,7 +93,7 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora"} <= {
+    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora", "distill"} <= {
         name.split("/")[0] for name in CONFIGS
     }
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
