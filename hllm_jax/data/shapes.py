@@ -53,6 +53,16 @@ def task_shapes(task: TaskDataConfig, rows: int, length: int) -> Shapes:
     return shapes | {"weights": (of_row, "float32"), "context": (row, "int32")}
 
 
+def pair_shapes(rows: int, length: int) -> Shapes:
+    """As `batch_shapes`, for pairs of answers."""
+    shapes: Shapes = {
+        f"{side}_{name}": ((rows, length), _dtype(name))
+        for side in ("chosen", "rejected")
+        for name in ("tokens", "weights", "segment_ids", "positions")
+    }
+    return shapes | {"margins": ((rows,), "float32"), "pair_weights": ((rows,), "float32")}
+
+
 def prompt_shapes(rows: int, window: int) -> Shapes:
     """As `batch_shapes`, for prompts of at most `window` tokens."""
     shapes: Shapes = {"tokens": ((rows, window), "int32")}
