@@ -141,8 +141,8 @@ class DataConfig:
             tokenizer: of the run.
             batch_size, sequence_length, seed, epochs: see `Batches`.
             split: "train" or "validation".
-            objective: what the rows are for: an objective, a task with its labels, pairs of answers, or prompts
-                (then `sequence_length` is their window); None: causal language models.
+            objective: what the rows are for: an objective, a task with its labels, pairs of answers, or
+                prompts (then `sequence_length` is their window); None: causal language models.
             decoder_start: see `ObjectiveConfig.transform`.
 
         Raises:

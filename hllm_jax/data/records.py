@@ -129,7 +129,7 @@ class Record:
         return _hash(said)
 
     def split_hash(self) -> bytes:
-        """16 bytes that decide whether a record is held out: those of the content, and of a preference those of
+        """16 bytes that decide whether a record is held out: of the content, or of a preference those of
         its prompt, so that no answer to a held-out prompt is trained on."""
         if self.preference is None:
             return self.content_hash()

@@ -227,7 +227,8 @@ def records(
 ) -> Iterator[tuple[str, Record]]:
     """Yield `(place, record)` of the wanted split: validated, filtered, and counted.
 
-    With `task`, records are examples of this kind of task, or preferences; with `prompts`, what they ask is wanted.
+    With `task`, records are examples of this kind of task, or preferences; with `prompts`, what they ask is
+    wanted.
 
     Raises:
         DataError: a malformed record (unless `source.malformed` is "skip"), or no usable record at all.

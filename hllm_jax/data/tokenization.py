@@ -53,7 +53,7 @@ class Tokenization:
     prompts: PromptConfig | None = None
 
     def kind(self, record: Record, place: str) -> str:
-        """How this record is tokenized: as "text", "conversation", "pair", "example", "preference" or "prompt".
+        """How this record is tokenized: "text", "conversation", "pair", "example", "preference" or "prompt".
 
         Raises:
             DataError: not at all.
