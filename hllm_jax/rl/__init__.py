@@ -6,9 +6,15 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.rl.config import GRPOConfig as GRPOConfig
     from hllm_jax.rl.config import RolloutConfig as RolloutConfig
     from hllm_jax.rl.config import check_groups as check_groups
+    from hllm_jax.rl.dpo import Preferences as Preferences
+    from hllm_jax.rl.dpo_config import DPOConfig as DPOConfig
+    from hllm_jax.rl.grpo import beside_reference as beside_reference
+    from hllm_jax.rl.grpo import is_policy as is_policy
     from hllm_jax.rl.grpo import make_grpo as make_grpo
+    from hllm_jax.rl.grpo import policy_of as policy_of
     from hllm_jax.rl.iteration import Iteration as Iteration
     from hllm_jax.rl.iteration import KLLimitError as KLLimitError
+    from hllm_jax.rl.referenced import with_reference as with_reference
     from hllm_jax.rl.rewarding import DeviceReward as DeviceReward
     from hllm_jax.rl.rewarding import HostReward as HostReward
     from hllm_jax.rl.rollout import Rollout as Rollout
