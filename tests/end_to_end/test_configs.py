@@ -49,15 +49,19 @@ SHRUNK = {
     "sft": SMALL | {"model.load": "runs/base", "model.scan_layers": "false", "base": "null"},
     "finetune": SMALL | {"model.load": "runs/encoder", "base": "null"},
 }
+SHRUNK["reward"] = SHRUNK["dpo"] = SHRUNK["sft"] | {"train.sequence_length": "64"}
 SOURCES = {
     "tokenizer": "[{name: shakespeare, limit: 1}]",
     "pretrain": "[{name: shakespeare, limit: 1}]",
     "sft": "[{name: chatterbot-en, limit: 100}]",
     "finetune": "[{path: examples.jsonl}]",
+    "reward": "[{path: pairs.jsonl}]",
+    "dpo": "[{path: pairs.jsonl}]",
 }
 # What a run evaluates beside the loss, where it is not the text as a whole that it predicts.
 SCORES = {"pretrain/bert-tiny": "eval/pair_accuracy", "pretrain/t5-tiny": "eval/perplexity"}
 SCORES |= {"finetune/tiny": "eval/f1"}
+SCORES |= {name: "eval/longer_wins" for name in CONFIGS if name.startswith(("reward/", "dpo/"))}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -91,7 +95,7 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora"} <= {
+    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora", "reward", "dpo"} <= {
         name.split("/")[0] for name in CONFIGS
     }
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
@@ -109,6 +113,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sides = (("坏", "negative"), ("好", "positive"))
         examples = [{"text": f"{n} {side}", "label": label} for n in range(200) for side, label in sides]
         write_jsonl(folder / "examples.jsonl", examples)
+        answers = [{"prompt": f"{n}?", "chosen": "好", "rejected": "坏" * (n % 3 + 1)} for n in range(200)]
+        write_jsonl(folder / "pairs.jsonl", answers)
     return folder
 
 
