@@ -2,8 +2,8 @@
 
     ask_score.py FOLDER
 
-Runs in the peers environment. FOLDER gets a model in `llama` and in `gpt2`, with `scores.json`; where `ours` is
-in there, what it scores is in `told.json`.
+Runs in the peers environment. FOLDER gets a model in `llama` and in `gpt2`, with `scores.json`; where `ours`
+is in there, what it scores is in `told.json`.
 """
 
 from __future__ import annotations
