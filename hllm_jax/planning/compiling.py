@@ -135,11 +135,13 @@ def plan(
     chips = topology if isinstance(topology, Topology) else parse_topology(topology, slices)
     if config.run.overlap:
         set_flags(chips.chip.platform, os.environ)
-    return Planning(recipe, config, chips, devices_of(chips), spec_of_run(config), name).plan(tokens)
+    spec = spec_of_run(config, recipe)
+    return Planning(recipe, config, chips, devices_of(chips), spec, name).plan(tokens)
 
 
-def spec_of_run(config: Any) -> Spec:
-    """The architecture that a run of this configuration trains, the head of its task included.
+def spec_of_run(config: Any, recipe: Any = None) -> Spec:
+    """The architecture that a run of this configuration trains, a new head included: that of its task, or the
+    one that the function `make_head` of its recipe gives it.
 
     Raises:
         PlanError: the classes of the task stand only in its data, which a plan does not read.
@@ -148,7 +150,7 @@ def spec_of_run(config: Any) -> Spec:
 
     spec, task = spec_of_config(config), getattr(config, "task", None)
     if task is None:
-        return spec
+        return recipe.make_head(config, spec) if hasattr(recipe, "make_head") else spec
     from hllm_jax.training.head import with_head
 
     if task.kind != "span" and not task.labels:
@@ -259,13 +261,16 @@ class Planning:
         import jax
 
         from hllm_jax.data.objective import ObjectiveConfig
-        from hllm_jax.data.shapes import batch_shapes, prompt_shapes, task_shapes
+        from hllm_jax.data.shapes import batch_shapes, pair_shapes, prompt_shapes, task_shapes
 
         train = self.config.train
         if (rollout := getattr(self.config, "rollout", None)) is not None:
             shapes = prompt_shapes(train.batch_size, rollout.prompt_window)
         elif (task := getattr(self.config, "task", None)) is not None:
             shapes = task_shapes(task, train.batch_size, train.sequence_length)
+        elif hasattr(self.config, "pairs"):
+            kept = getattr(getattr(self.config, "dpo", None), "reference", "live") == "precomputed"
+            shapes = pair_shapes(train.batch_size, train.sequence_length, kept)
         else:
             objective = getattr(self.config, "objective", None) or ObjectiveConfig()
             two = getattr(self.spec, "position", None) == "learned_2d"
@@ -290,7 +295,7 @@ class Planning:
         if (rollout := getattr(self.config, "rollout", None)) is not None:
             models = 1 + ("value" in self.layout.abstract_state.trainable)
             return models * float(self.spec.flops_per_token(rollout.length, frozen=frozen))
-        lengths = [batch["tokens"].shape[1]]
+        lengths = [batch["chosen_tokens" if "chosen_tokens" in batch else "tokens"].shape[1]]
         if "decoder_tokens" in batch:
             lengths.append(batch["decoder_tokens"].shape[1])
         return float(self.spec.flops_per_token(*lengths, frozen=frozen))

