@@ -48,16 +48,30 @@ SHRUNK = {
     "pretrain": SMALL | {"model.preset": "null"},
     "sft": SMALL | {"model.load": "runs/base", "model.scan_layers": "false", "base": "null"},
     "finetune": SMALL | {"model.load": "runs/encoder", "base": "null"},
+    "grpo": {name: value for name, value in SMALL.items() if name != "train.sequence_length"}
+    | {
+        "model.load": "runs/base",
+        "model.scan_layers": "false",
+        "base": "null",
+        "data.holdout": "0.1",
+        "rollout.group": "2",
+        "rollout.minibatches": "2",
+        "rollout.prompt_window": "48",
+        "rollout.max_tokens": "8",
+        "grpo.kl_limit": "null",
+    },
 }
 SOURCES = {
     "tokenizer": "[{name: shakespeare, limit: 1}]",
     "pretrain": "[{name: shakespeare, limit: 1}]",
     "sft": "[{name: chatterbot-en, limit: 100}]",
     "finetune": "[{path: examples.jsonl}]",
+    "grpo": "[{path: questions.jsonl}]",
 }
 # What a run evaluates beside the loss, where it is not the text as a whole that it predicts.
 SCORES = {"pretrain/bert-tiny": "eval/pair_accuracy", "pretrain/t5-tiny": "eval/perplexity"}
 SCORES |= {"finetune/tiny": "eval/f1"}
+SCORES |= {f"grpo/{name}": "eval/reward" for name in ("tiny", "smollm2-135m", "llama2-7b")}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -91,7 +105,7 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora"} <= {
+    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora", "grpo"} <= {
         name.split("/")[0] for name in CONFIGS
     }
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
@@ -109,6 +123,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sides = (("坏", "negative"), ("好", "positive"))
         examples = [{"text": f"{n} {side}", "label": label} for n in range(200) for side, label in sides]
         write_jsonl(folder / "examples.jsonl", examples)
+        questions = [{"question": f"{n} and 1?", "answer": f"{n + 1}"} for n in range(200)]
+        write_jsonl(folder / "questions.jsonl", questions)
     return folder
 
 
