@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hllm_jax.config import Invalid, config
+from hllm_jax.training.config import TrainConfig
 
 #: Why what the sampler cuts off is no part of a policy.
 TRUNCATED = (
@@ -136,15 +137,45 @@ class GRPOConfig:
         return self.beta > 0 or self.kl_limit is not None
 
 
-def check_groups(rollout: RolloutConfig) -> None:
-    """Refuse groups in which there is nothing to compare.
+def check_rl_sections(rollout: RolloutConfig, train: TrainConfig, grouped: bool = False) -> None:
+    """Refuse sections of a recipe that do not go together; for the `__post_init__` of its config.
+
+    Args:
+        rollout, train: the sections.
+        grouped: answers are compared with the others to their prompt.
 
     Raises:
-        Invalid: groups of one.
+        Invalid: groups of one, settings of `train` that a rollout has no use for, rows or logits that do not
+            divide.
     """
-    if rollout.group < 2:
-        message = (
-            f"{rollout.group}: at least 2, for an answer is compared with the others to its prompt; alone, "
-            "its advantage is always 0"
-        )
-        raise Invalid(("rollout.group", message))
+    rows, unit = train.batch_size * rollout.group, rollout.minibatches * train.accumulation
+    default = TrainConfig(steps=1)
+    Invalid.check(
+        [
+            (
+                grouped and rollout.group < 2,
+                "rollout.group",
+                f"{rollout.group}: at least 2, for an answer is compared with the others to its prompt; "
+                "alone, its advantage is always 0",
+            ),
+            (
+                train.sequence_length != default.sequence_length,
+                "train.sequence_length",
+                f"is not used: rows have rollout.prompt_window + rollout.max_tokens tokens, {rollout.length}",
+            ),
+            (train.z_loss != 0, "train.z_loss", "is not used: it belongs to the loss of pretraining"),
+            (
+                rows % unit != 0,
+                "rollout.minibatches",
+                f"{train.batch_size} prompts (train.batch_size) with {rollout.group} answers each are {rows} "
+                f"rows, which do not divide into {rollout.minibatches} minibatches of {train.accumulation} "
+                "microbatches (train.accumulation)",
+            ),
+            (
+                rollout.max_tokens % train.logit_chunks != 0,
+                "train.logit_chunks",
+                f"answers of {rollout.max_tokens} tokens (rollout.max_tokens) do not divide into "
+                f"{train.logit_chunks} parts",
+            ),
+        ]
+    )

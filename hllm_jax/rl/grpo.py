@@ -37,7 +37,7 @@ def make_grpo(
         chunks: the logits of answers are made of so many parts; divides `settings.max_tokens`.
 
     Returns:
-        The experience, whose batch has `tokens`, `lengths`, `begins`, `actions`, `log_probs`, `advantages`
+        The experience, whose batch has `tokens`, `lengths`, `begins`, `actions`, `log_probs`, `advantage`
         `[B]` and, with a reference, `reference` and `kl` `[B]` (k1, nats of the whole answer); and the loss
         over it, with the sums of `grpo_sums` or `rloo_sums` and `entropy`.
     """
@@ -89,7 +89,7 @@ def make_grpo(
         else:
             scale = config.scale or ("none" if config.loss == "dr_grpo" else "std")
             advantages = group_advantages(scores.reshape(held.shape), scale, held)
-        batch["advantages"] = advantages.reshape(-1)
+        batch["advantage"] = advantages.reshape(-1)
         return batch, sums
 
     def loss(variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
@@ -104,7 +104,7 @@ def make_grpo(
             vocab,
             chunks,
         )
-        shared = found.log_probs, batch["log_probs"], batch["advantages"], batch["actions"]
+        shared = found.log_probs, batch["log_probs"], batch["advantage"], batch["actions"]
         if config.loss == "rloo":
             sums = rloo_sums(*shared, config.clip_low, config.clip_high)
         else:

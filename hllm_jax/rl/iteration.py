@@ -25,6 +25,7 @@ from hllm_jax.parallel.state import TrainState, Tree, merge
 from hllm_jax.rl.config import RolloutConfig
 from hllm_jax.rl.rewarding import DeviceReward, HostReward, Rows
 from hllm_jax.rl.rollout import Rollout, check_rollout, sample_rollout
+from hllm_jax.training.loop import local_part
 from hllm_jax.training.optimizers import Optimizer
 from hllm_jax.training.step import COMPILER_OPTIONS, Metrics, make_update
 
@@ -217,10 +218,7 @@ class Iteration:
         jax.block_until_ready(rollout)
         sampled = time.perf_counter()
 
-        scores = None
-        if isinstance(self.reward, HostReward):
-            found = self.reward.of_rows(self._own(jax.device_get(rows)))
-            scores = self.layout.put({"scores": found})["scores"]
+        scores = self._scores(rows)
         learned, of_rows, seen = programs["weigh"](trainable, frozen, state.control, rollout, scores)
         jax.block_until_ready(seen)
         scored = time.perf_counter()
@@ -244,6 +242,35 @@ class Iteration:
         if isinstance(self.reward, HostReward):
             host |= {name: np.float32(count) for name, count in self.reward.metrics.items()}
         return moving.replace(frozen=frozen), {**metrics, **seen, **host}
+
+    def measure(self, state: TrainState, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """What the policy's answers to other prompts are worth: held-out evaluation, nothing is learned.
+
+        The same numbers are drawn every time, and none of those that a rollout draws.
+
+        Args:
+            state: of now.
+            batches: of prompts, shaped like those of training.
+
+        Returns:
+            `eval/reward`, `eval/ended` and `eval/answer_length`, means over all answers.
+        """
+        found: list[tuple[jax.Array, ...]] = []
+        for number, prompts in enumerate(batches):
+            batch = self.layout.put(local_part(self.layout, prompts))
+            if not self._programs:
+                self.compile(state, batch)
+            held_out = jax.device_put(np.asarray(-1 - number, np.int32), self._everywhere)
+            rollout, rows = self._programs["sample"](
+                state.trainable, state.frozen, state.rng, held_out, batch
+            )
+            scores = self._scores(rows)
+            _, _, seen = self._programs["weigh"](
+                state.trainable, state.frozen, state.control, rollout, scores
+            )
+            found.append((seen["reward"], seen["ended"], seen["answer_length"]))
+        means = np.mean(np.asarray(jax.device_get(found), np.float64), axis=0)
+        return dict(zip(("eval/reward", "eval/ended", "eval/answer_length"), means.tolist(), strict=True))
 
     def compile(self, state: TrainState, batch: Batch) -> int | None:
         """Compile for these shapes, and refuse any others from now on.
@@ -322,10 +349,13 @@ class Iteration:
         lowered["update"] = update.lower(state.replace(frozen={}), state.frozen, learned, number, seen)
         return lowered
 
-    def _own(self, rows: Rows) -> Rows:
-        """The rows that this process scores."""
+    def _scores(self, rows: Rows) -> jax.Array | None:
+        """Of rows that were sampled, by Python; each process scores its own. None: the device scores them."""
+        if isinstance(self.reward, DeviceReward):
+            return None
         own = self.layout.local_rows(len(rows.tokens))
-        return Rows(*(array[own] for array in rows))
+        found = self.reward.of_rows(Rows(*(array[own] for array in jax.device_get(rows))))
+        return self.layout.put({"scores": found})["scores"]
 
     def _check_kl(self, state: TrainState, seen: Metrics) -> None:
         if self.kl_limit is None:

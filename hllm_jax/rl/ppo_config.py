@@ -1,7 +1,7 @@
 """What PPO can be told. Imports no jax.
 
-Sources of the details: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", and its code;
-Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO" (cited as N+).
+Sources of the details: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", and its
+code; Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO" (cited as N+).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hllm_jax.config import Invalid, config
+from hllm_jax.models.config import LoRAConfig
 
 
 @config
@@ -25,9 +26,6 @@ class KLConfig:
         limit: of the relative error of an iteration, for `adaptive` (0.2 there).
         estimator: of the KL of a token, in the reward: `k1` (Ziegler et al. 2019, eq. 2), `k2`, `k3`
             (Schulman 2020).
-        stop: mean KL of whole answers at which the run stops: the policy has left the language that the
-            reward model knows. Nothing is learned from that iteration, and the state before it is saved. None:
-            it never stops.
     """
 
     kind: Literal["fixed", "adaptive"] = "adaptive"
@@ -36,7 +34,6 @@ class KLConfig:
     horizon: int = 10000
     limit: float = 0.2
     estimator: Literal["k1", "k2", "k3"] = "k1"
-    stop: float | None = None
 
     def __post_init__(self) -> None:
         Invalid.check(
@@ -50,7 +47,6 @@ class KLConfig:
                 (not self.target > 0, "target", f"{self.target}: above 0 nats"),
                 (self.horizon < 1, "horizon", f"{self.horizon}: at least 1 answer"),
                 (not 0 < self.limit < 1, "limit", f"{self.limit}: above 0, below 1"),
-                (self.stop is not None and not self.stop > 0, "stop", f"{self.stop}: above 0 nats, or null"),
             ]
         )
 
@@ -71,8 +67,8 @@ class PPOConfig:
         entropy_coefficient: c2 of the same; 0 in both.
         whiten_rewards: rewards to variance 1, keeping their mean (N+).
         whiten_advantages: advantages to mean 0 and variance 1, over the actions of the whole rollout (N+).
-        score_shift, score_scale: score ← (score - shift) / scale; N+ and Ouyang et al. 2022 have the scores of
-            the first policy at mean 0, and variance 1.
+        score_shift, score_scale: score ← (score - shift) / scale; in N+ and Ouyang et al. 2022 the scores of
+            the first policy have mean 0, and variance 1.
         score_clip: scores in [-clip, clip]; None: as they are.
         truncation: what becomes of an answer without a stop token, see `objectives.truncation_policy`:
             `keep`, `mask`, `penalise` (minus `truncation_value`), `replace` (by `truncation_value`; -1 in
@@ -80,6 +76,8 @@ class PPOConfig:
         truncation_value: see `truncation`.
         value_init: the value model begins as the `policy` does with a new head, or as the `reward` model
             (Ouyang et al. 2022).
+        kl_limit: the run stops, saved, where the KL on fresh rollouts (by `kl.estimator`, nats a token) is
+            larger: the policy has left the language that its rewards know. None: never.
         value_head: a new head begins as `zeros` (N+: the first values are 0), or `normal` as that of a reward
             model (Stiennon et al. 2020).
     """
@@ -102,10 +100,11 @@ class PPOConfig:
     truncation_value: float = -1.0
     value_init: Literal["policy", "reward"] = "policy"
     value_head: Literal["zeros", "normal"] = "zeros"
+    kl_limit: float | None = None
 
     def __post_init__(self) -> None:
         shares = ("gamma", "lam")
-        above = ("clip", "clip_high", "value_clip", "score_clip", "score_scale")
+        above = ("clip", "clip_high", "value_clip", "score_clip", "score_scale", "kl_limit")
         Invalid.check(
             [
                 *((not 0 <= getattr(self, n) <= 1, n, f"{getattr(self, n)}: in [0, 1]") for n in shares),
@@ -134,3 +133,31 @@ class PPOConfig:
                 ),
             ]
         )
+
+
+def check_ppo(ppo: PPOConfig, reward: str, lora: LoRAConfig | None) -> None:
+    """Refuse sections that do not go together; for the `__post_init__` of a recipe's config.
+
+    Args:
+        ppo: the section.
+        reward: `reward.kind`.
+        lora: the section of adapters.
+
+    Raises:
+        Invalid: a value model that begins as a reward model where there is none, or DoRA.
+    """
+    Invalid.check(
+        [
+            (
+                ppo.value_init == "reward" and reward != "model",
+                "ppo.value_init",
+                f"reward: there is no reward model, reward.kind is {reward}; policy begins with the policy",
+            ),
+            (
+                lora is not None and lora.dora,
+                "lora.dora",
+                "is not possible where one base serves several models: each would measure its columns anew; "
+                "leave it out",
+            ),
+        ]
+    )

@@ -12,6 +12,7 @@ import numpy as np
 
 from hllm_jax.objectives.sums import Variables
 from hllm_jax.rl.rollout import Rollout, held_tokens
+from hllm_jax.rl.table import RolloutTable
 
 
 class Rows(NamedTuple):
@@ -69,6 +70,29 @@ def read_rows(rows: Rows, tokenizer: Decodes, record: Callable[[int], dict[str, 
         texts.completions.append(tokenizer.decode(tokens[begin:end], skip_special=True))
         texts.records.append(record(int(number)))
     return texts
+
+
+def record_in(
+    table: RolloutTable, tokenizer: Decodes, record: Callable[[int], dict[str, Any]]
+) -> Callable[[int, Rows, np.ndarray, dict[str, np.ndarray]], None]:
+    """Writes the rows of every iteration into a table, for `Iteration(watch=…)`; see `read_rows`."""
+
+    def watch(number: int, rows: Rows, scores: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        def columns() -> dict[str, Any]:
+            texts = read_rows(rows, tokenizer, record)
+            return {
+                "prompt": texts.prompts,
+                "completion": texts.completions,
+                "score": scores,
+                "kl": arrays.get("kl", np.full(len(scores), np.nan, np.float32)),
+                "advantage": arrays["advantage"],
+                "length": rows.lengths - rows.begins,
+                "ended": rows.ended,
+            }
+
+        table.add(number, columns)
+
+    return watch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@
     reward/…              the same of the reward model, which is never trained
     reference/params      the weights that the policy began with, where it does not leave its own alone
 
-With adapters the base is there once, whatever the number of models: nothing changes it, so it is the reference
-too. Without, four models are four trees. What a model has of its own stands over the base.
+With adapters the base is there once, whatever the number of models: nothing changes it, so it is the
+reference too. Without, four models are four trees. What a model has of its own stands over the base.
 """
 
 from __future__ import annotations
@@ -21,11 +21,20 @@ import jax
 import jax.numpy as jnp
 
 from hllm_jax.models.config import LoRAConfig
+from hllm_jax.models.decoder import Decoder
 from hllm_jax.models.layout import Model, init_variables
 from hllm_jax.models.lora import begin_adapters, is_adapter, with_adapters
 from hllm_jax.nn.adapters import COLLECTION
 from hllm_jax.objectives.sums import Variables
-from hllm_jax.parallel.state import Tree, flatten, unflatten
+from hllm_jax.parallel.layout import Layout, Load
+from hllm_jax.parallel.state import Predicate, TrainState, Tree, flatten, unflatten
+from hllm_jax.rl.ppo_config import PPOConfig
+from hllm_jax.rl.reward_model import RewardModel
+from hllm_jax.training.adapters import Base, unused_names
+from hllm_jax.training.head import with_score
+
+#: A tree of arrays, or what makes it.
+Weights: TypeAlias = Mapping[str, Any] | Load
 
 Name: TypeAlias = Literal["policy", "reference", "value", "reward"]
 
@@ -49,8 +58,8 @@ class Roles:
         ValueError: a reward model on a base that is trained.
     """
 
-    policy: Model
-    value: Model
+    policy: Decoder
+    value: Decoder
     reward: Model | None = None
     adapters: LoRAConfig | None = None
     reward_adapters: LoRAConfig | None = None
@@ -105,9 +114,106 @@ class Roles:
             return path[1] == "params" or is_adapter(path[1:])
         return is_adapter(path)
 
+    def parts(
+        self, base: Weights, reward: Weights | None = None, value_init: Literal["policy", "reward"] = "policy"
+    ) -> dict[tuple[str, ...], Weights]:
+        """What is loaded beside the policy's `params`, for `Layout.init(others=…)`.
+
+        Args:
+            base: the policy's weights, the tree under `params` or what reads it.
+            reward: all of the reward model's part of the tree (`params`, and `lora` if it has adapters).
+            value_init: the value model begins as the policy, or as the reward model.
+
+        Raises:
+            ValueError: a value model of adapters that should begin as a whole reward model.
+        """
+        parts: dict[tuple[str, ...], Weights] = {}
+        if self.adapters is None:
+            parts["reference", "params"] = base
+            parts["value", "params"] = _without(unused_names(self.policy.config, self.value.config), base)
+        if reward is not None:
+            parts["reward",] = reward
+        if value_init == "reward":
+            if reward is None or self._alone("reward") != self._alone("value"):
+                raise ValueError(
+                    "ppo.value_init=reward: the value model is "
+                    + ("a whole model" if self._alone("value") else "adapters on the base")
+                    + (", and there is no reward model" if reward is None else ", the reward model is not")
+                    + "; ppo.value_init=policy begins with the weights of the policy"
+                )
+            parts.pop(("value", "params"), None)
+            parts["value",] = reward
+        return parts
+
+    def fresh(self, value_init: Literal["policy", "reward"] = "policy") -> Predicate:
+        """What comes from the seed beside the adapters, for `Layout.init(fresh=…)`: the new head."""
+        new = _head(self.value) if value_init == "policy" else ()
+        return lambda path: path[:2] == ("value", "params") and path[2] in new
+
     def _alone(self, name: Name) -> bool:
         """Whether a model has all of its weights in its own part."""
         return self.adapters is None or (name == "reward" and self.reward_adapters is None)
+
+
+def make_roles(
+    config: PPOConfig,
+    policy: Decoder,
+    adapters: LoRAConfig | None = None,
+    has_reward: bool = False,
+    reward: RewardModel | None = None,
+) -> Roles:
+    """The models of a run.
+
+    Args:
+        config: of PPO.
+        policy: the decoder that is trained.
+        adapters: see `Roles`.
+        has_reward: a reward model scores on the devices.
+        reward: that one; None: it is like the value model (for plans).
+    """
+    value = with_score(policy.config).build(policy.execution)
+    scorer, scorer_adapters = None, None
+    if has_reward:
+        scorer = reward.spec.build(policy.execution) if reward is not None else value
+        scorer_adapters = reward.adapters if reward is not None else adapters
+    assert isinstance(value, Decoder)
+    return Roles(policy, value, scorer, adapters, scorer_adapters, config.value_head)
+
+
+def begin_roles(
+    roles: Roles,
+    layout: Layout,
+    seed: int,
+    base: Weights | None,
+    config: PPOConfig = PPOConfig(),
+    reward: RewardModel | None = None,
+    read: Base | None = None,
+) -> TrainState:
+    """The state of a new run.
+
+    Args:
+        roles: the models.
+        layout: of their tree.
+        seed: of the run.
+        base: the policy's weights, see `Roles.parts`.
+        config: of PPO.
+        reward: the reward model, if there is one.
+        read: has the fingerprint of the base once it was read, for a reward model that stands on it.
+
+    Raises:
+        ValueError: the reward model was trained on other weights; or as `Roles.parts`.
+        LayoutError: weights that do not fit.
+    """
+    assert base is not None, "a run that is not resumed has weights to load"
+    others = roles.parts(base, reward.weights if reward is not None else None, config.value_init)
+    state = layout.init(seed, base, roles.fresh(config.value_init), others)
+    found = read.facts["fingerprint"] if read is not None else None
+    if reward is not None and None not in (reward.base, found) and reward.base != found:
+        raise ValueError(
+            f"the reward model was trained on other weights than those of model.load: their fingerprint is "
+            f"{str(found)[:12]}, {str(reward.base)[:12]} is wanted"
+        )
+    return state
 
 
 def _own(model: Model, adapters: LoRAConfig | None, base: Tree, key: jax.Array) -> Tree:
@@ -117,6 +223,15 @@ def _own(model: Model, adapters: LoRAConfig | None, base: Tree, key: jax.Array) 
         return dict(made)
     head = {name: made["params"][name] for name in _head(model)}
     return {"params": head, COLLECTION: begin_adapters(adapters, base["params"], key)}
+
+
+def _without(names: set[str], weights: Weights) -> Weights:
+    """The weights but for some parts."""
+
+    def rest(tree: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: part for name, part in tree.items() if name not in names}
+
+    return (lambda put: rest(weights(put))) if callable(weights) else rest(weights)
 
 
 def _head(model: Model) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ class Base:
         kept: str = "none",
         unused: Collection[str] = (),
     ) -> None:
-        self.facts: dict[str, Any] = {"load": _lasting(name), "kept": kept, "fingerprint": None}
+        self.facts: dict[str, Any] = {"load": lasting(name), "kept": kept, "fingerprint": None}
         self._opened, self._scan, self._unused = opened, scan_layers, unused
 
     def __call__(self, put: Place) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _merged(module: str, weight: np.ndarray, flat: Mapping[str, Any], where: str
     return np.asarray(merge_matrix(np.asarray(weight), **{k: v for k, v in parts.items() if v is not None}))
 
 
-def _lasting(name: str) -> str:
+def lasting(name: str) -> str:
     """A name that means the same weights from any folder, and when the run it names goes on."""
     source = resolve(name)
     if source.run is not None:

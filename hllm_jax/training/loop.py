@@ -24,7 +24,7 @@ from hllm_jax.training.metrics import dumps, peak_flops, peak_memory
 from hllm_jax.training.platform import is_coordinator, keep_memory
 from hllm_jax.training.progress import ProgressLine
 from hllm_jax.training.run import Run
-from hllm_jax.training.step import Metrics, TrainStep
+from hllm_jax.training.step import Metrics
 
 #: Updates in flight: the host reads the metrics of update n while the device works on n + 1 and n + 2.
 LAG = 2
@@ -32,6 +32,18 @@ LAG = 2
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient was not finite, and `train.nan_policy` says to stop."""
+
+
+class Step(Protocol):
+    """What the loop runs: a `TrainStep`, or several of them around a rollout."""
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """The next state, and metrics with `tokens`, `skipped`, `loss` and `grad_norm` among them."""
+        ...
+
+    def compile(self, state: TrainState, batch: Any) -> int | None:
+        """Compile for these shapes; the most bytes a device will hold, if that is known."""
+        ...
 
 
 class BatchSource(Protocol):
@@ -43,7 +55,7 @@ class BatchSource(Protocol):
 def train(
     run: Run,
     state: TrainState,
-    step: TrainStep,
+    step: Step,
     batches: BatchSource,
     layout: Layout,
     steps: int,

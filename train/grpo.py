@@ -1,0 +1,179 @@
+"""Learning from rewards in groups: GRPO, its variants, and RLOO.
+
+    hllm train configs/grpo/tiny.yaml train.steps=100
+
+Each update of the run is an iteration: `train.batch_size` prompts, `rollout.group` answers to each, a score
+for every answer, and `rollout.epochs` · `rollout.minibatches` steps of the optimizer on what an answer is
+worth beside the others to its prompt. There is no value model. With `lora:` the reference is the base without
+adapters; without, a copy of the first weights, where the KL to it is wanted at all.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from hllm_jax import generation, objectives, parallel, rl, training
+from hllm_jax.config import Invalid, config
+from hllm_jax.data.config import DataConfig
+from hllm_jax.data.prompts import PromptConfig
+from hllm_jax.models.config import LoRAConfig, ModelConfig
+from hllm_jax.parallel.config import DistributedConfig, MeshConfig, PipelineConfig, Strategy
+from hllm_jax.rl.config import GRPOConfig, RolloutConfig, check_rl_sections
+from hllm_jax.rl.rewards.config import RewardConfig
+from hllm_jax.training.config import (
+    CheckpointConfig,
+    EvalConfig,
+    LogConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    check_sections,
+)
+
+
+@config
+class Config:
+    """Everything a run can be told.
+
+    Attributes:
+        base: config that trains `model.load`, if that is a run folder which is not there yet.
+    """
+
+    recipe: str = "grpo"
+    base: str | None = None
+    run: RunConfig
+    model: ModelConfig
+    lora: LoRAConfig | None = None
+    data: DataConfig = DataConfig(packing="none", overlong="drop")
+    prompts: PromptConfig = PromptConfig()
+    reward: RewardConfig
+    rollout: RolloutConfig = RolloutConfig(group=8)
+    grpo: GRPOConfig = GRPOConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0)
+    schedule: ScheduleConfig = ScheduleConfig(peak=1e-5)
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig(best=None)
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    mesh: MeshConfig = MeshConfig()
+    strategy: Strategy = "ddp"
+    pipeline: PipelineConfig = PipelineConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+    def __post_init__(self) -> None:
+        if self.model.load is None:
+            raise Invalid(("model.load", "a policy starts from a model: a run folder, a file or a name"))
+        if self.reward.kind == "model":
+            raise Invalid(("reward.kind", "model: this recipe takes a function or a verifier"))
+        check_sections(self.model, self.train, self.schedule, lora=self.lora)
+        check_rl_sections(self.rollout, self.train, grouped=True)
+
+
+def make_step(
+    config: Config,
+    model: Any,
+    mesh: Any,
+    steps: int,
+    reward: Any = None,
+    stop_ids: tuple[int, ...] = (0,),
+    vocab: int | None = None,
+    **watching: Any,
+) -> tuple[objectives.Loss, parallel.Layout, rl.Iteration]:
+    """Loss, layout and iteration on a mesh; a plan, which compiles it, has no reward and needs none."""
+    optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
+    apart: dict[str, Any] = {}
+    if config.lora is None and config.grpo.needs_reference:
+        apart = {"trainable": rl.is_policy, "variables": functools.partial(rl.beside_reference, model)}
+    rules = parallel.make_rules(config.strategy)
+    layout = parallel.Layout(mesh, rules, model, optimizer, adapters=config.lora, **apart)
+    vocab = vocab or model.config.vocab_size
+    experience, loss = rl.make_grpo(model, config.grpo, config.rollout, vocab, config.train.logit_chunks)
+    iteration = rl.Iteration(
+        model,
+        layout,
+        optimizer,
+        config.rollout,
+        prompts=config.train.batch_size,
+        stop_ids=stop_ids,
+        vocab=vocab,
+        reward=reward or rl.DeviceReward(lambda variables, tokens, segment_ids: segment_ids[:, 0]),
+        experience=experience,
+        loss=loss,
+        accumulation=config.train.accumulation,
+        reduce_dtype=config.train.reduce_dtype,
+        kl_limit=config.grpo.kl_limit,
+        view=rl.policy_of,
+        **watching,
+    )
+    return loss, layout, iteration
+
+
+def main(config: Config) -> training.TrainState:
+    """Train, or go on where the run folder stands."""
+    # ---- the model to start from; run, tokenizer, model ----
+    training.make_base(config.model.load, config.base, config.distributed)
+    run = training.Run.start(config)
+    tokenizer, model, params = training.begin(run, config.model, adapters=config.lora)
+
+    # ---- data: prompts[n] is a pure function of n ----
+    shape: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "sequence_length": config.rollout.prompt_window,
+        "seed": config.run.seed,
+        "objective": config.prompts,
+    }
+    with run.coordinator_first("data"):
+        prompts = config.data.build(tokenizer, epochs=config.train.epochs, **shape)
+    steps = config.train.steps or len(prompts)
+    run.identify(tokenizer=tokenizer, data=prompts, model=model.config)
+
+    # ---- the reward, and the iteration: shapes and shardings first, then arrays ----
+    scorer = config.reward.build()
+    reward = rl.HostReward(scorer, tokenizer, prompts.record)
+    table = rl.RolloutTable(run.folder, run.resumed or 0)
+    mesh = parallel.make_mesh(config.mesh, config.strategy)
+    _, layout, step = make_step(
+        config,
+        model,
+        mesh,
+        steps,
+        reward,
+        tokenizer.stop_ids,
+        tokenizer.vocab_size,
+        save=run.save,
+        watch=rl.record_in(table, tokenizer, prompts.record),
+    )
+    state = run.restore(layout)
+    if state is None:
+        apart: Any = (
+            {("reference", "params"): params} if "reference" in layout.abstract_state.frozen else None
+        )
+        state = layout.init(config.run.seed, params, others=apart)
+
+    # ---- beside training: save first, then what may fail ----
+    hooks = [table.hook(config.checkpoint.every), training.save(run, config.checkpoint.every)]
+    if config.eval.every != 0:
+        with run.coordinator_first("held-out data"):
+            held_out = config.data.build(tokenizer, epochs=None, split="validation", **shape)
+        asked = [held_out[n] for n in range(config.eval.batches)]
+        hooks.append(training.evaluate(run, lambda state: step.measure(state, asked), config.eval.every))
+    samples = config.log.samples
+
+    def write(state: training.TrainState) -> list[dict[str, str]]:
+        writer = generation.LanguageModel(model, rl.policy_of(state.variables), tokenizer)
+        texts = writer.generate(
+            list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
+        )
+        return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
+
+    if samples.prompts:
+        hooks.append(training.sample(run, write, samples.every))
+    hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
+
+    # ---- train: a token is sampled (a third of a step), read by the reference, learned from every epoch ----
+    flops = model.config.flops_per_token(config.rollout.length, frozen=config.lora is not None)
+    passes = config.rollout.epochs + (1 + config.grpo.needs_reference) / 3
+    with scorer:
+        return training.train(run, state, step, prompts, layout, steps, hooks, passes * flops)
