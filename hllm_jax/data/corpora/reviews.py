@@ -7,8 +7,7 @@ one is the better, and the length hardly.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ from hllm_jax.data.records import Record, split_by
 
 HOLDOUT = 0.05
 SHORTEST, LONGEST = 8, 120  # characters of a review
-NEAR = 0.15  # of the longer one: how far the lengths of a pair are apart at most
+STEP = 8  # characters: the lengths of a pair are in the same stretch of so many
 TOPICS = (  # noqa: SIM905 (fifty pairs of quotes would hide the words)
     "触摸板 封面 重量 翻译 风扇 摄像头 客服 味道 包装 送货 笔记本 情节 显卡 大堂 空调 卫生 电池 声音 硬盘 "
     "交通 安装 性能 文字 机器 电脑 内存 质量 故事 散热 外观 速度 屏幕 键盘 驱动 孩子 前台 环境 位置 内容 "
@@ -56,28 +55,15 @@ def conversations(archive: Path) -> Iterator[Example]:
 
 def preferences(archive: Path) -> Iterator[Example]:
     """A good before a bad review of the same topic, split and about the same length; each review once."""
-    found: dict[tuple[Literal["train", "validation"], str, str], list[str]] = defaultdict(list)
+    groups: dict[tuple[Literal["train", "validation"], str, int], dict[str, list[str]]] = {}
     for topic, label, text in reviews(archive):
-        found[split_of(text), topic, label].append(text)
-    for split, topic, label in list(found):
-        if label == "positive":
-            for chosen, rejected in pairs(found[split, topic, label], found[split, topic, "negative"]):
-                yield split, {"prompt": prompt(topic), "chosen": chosen, "rejected": rejected}
-
-
-def pairs(good: Sequence[str], bad: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of about the same length: both in order of length, the shorter one waits for no other."""
-    first, second = (sorted(texts, key=lambda text: (len(text), text)) for texts in (good, bad))
-    i = j = 0
-    while i < len(first) and j < len(second):
-        a, b = len(first[i]), len(second[j])
-        if abs(a - b) <= NEAR * max(a, b):
-            yield first[i], second[j]
-            i, j = i + 1, j + 1
-        elif a < b:
-            i += 1
-        else:
-            j += 1
+        found = groups.setdefault(
+            (split_of(text), topic, len(text) // STEP), {"positive": [], "negative": []}
+        )
+        found[label].append(text)
+    for (split, topic, _), found in groups.items():
+        for chosen, rejected in zip(found["positive"], found["negative"], strict=False):
+            yield split, {"prompt": prompt(topic), "chosen": chosen, "rejected": rejected}
 
 
 CORPORA = {
@@ -101,9 +87,9 @@ CORPORA = {
         summary="Prompts for a review with a good one, chosen, and a bad one of about the same length.",
         licence=LICENCE,
         package=PACKAGE,
-        train=3404,
-        validation=103,
+        train=3166,
+        validation=75,
         examples=preferences,
-        caveat=f"In 58 % of the pairs the longer review is the good one. {CAVEAT}",
+        caveat=f"In 44 % of the pairs the longer review is the good one, in 43 % the bad one. {CAVEAT}",
     ),
 }

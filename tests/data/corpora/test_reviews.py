@@ -53,10 +53,15 @@ def test_pairs_are_of_one_topic(tmp_path: Path) -> None:
     ]
 
 
-def test_pairs_are_of_about_one_length_and_use_each_text_once() -> None:
-    good, bad = ["a" * n for n in (10, 20, 40, 41)], ["b" * n for n in (5, 21, 39, 100)]
-    found = [(len(first), len(second)) for first, second in reviews.pairs(good, bad)]
-    assert found == [(20, 21), (40, 39)]
+def test_pairs_are_of_about_one_length_and_use_each_review_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes = {"positive": (16, 17, 24, 40), "negative": (23, 22, 21, 41)}
+    given = [("早餐", label, label[0] * size) for label, found in sizes.items() for size in found]
+    monkeypatch.setattr(reviews, "reviews", lambda archive: iter(given))
+    monkeypatch.setattr(reviews, "split_of", lambda text: "train")
+    found = [(len(record["chosen"]), len(record["rejected"])) for _, record in reviews.preferences(tmp_path)]
+    assert found == [(16, 23), (17, 22), (40, 41)]
 
 
 @pytest.mark.slow
@@ -70,9 +75,10 @@ def test_the_corpora_have_their_recorded_counts() -> None:
     assert {label[record["chosen"]] for _, record in pairs} == {"positive"}
     assert {label[record["rejected"]] for _, record in pairs} == {"negative"}
     longer = sum(len(record["chosen"]) > len(record["rejected"]) for _, record in pairs)
-    assert longer / len(pairs) == pytest.approx(0.585, abs=0.005)
-    held = {
-        split: {text for side, record in pairs if side == split for text in record.values()}
-        for split in label
+    assert longer / len(pairs) == pytest.approx(0.439, abs=0.005)
+    texts = {
+        split: [record[name] for side, record in pairs if side == split for name in ("chosen", "rejected")]
+        for split in ("train", "validation")
     }
-    assert not held.get("train", set()) & held.get("validation", set())
+    assert not set(texts["train"]) & set(texts["validation"])
+    assert len({*texts["train"], *texts["validation"]}) == 2 * len(pairs)
