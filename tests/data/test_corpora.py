@@ -106,7 +106,7 @@ def test_closing_quotes_that_nobody_opened_go():
 
 
 TAGGED = "zh-tags"  # words with labels are no text: see below
-COUNTED = ("regulated-verse", "zh-review-chat", "zh-review-pairs")  # in corpora/test_{verse,reviews}.py
+COUNTED = ("quatrains", "octaves", "zh-review-chat", "zh-review-pairs")  # in corpora/test_{verse,reviews}.py
 LARGER = [name for name in MODULES if name not in (*EMBEDDED, *HUGE, *COUNTED, TAGGED)]
 
 

