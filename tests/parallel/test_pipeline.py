@@ -60,10 +60,10 @@ def given(layers: int, rows: int = ROWS, dtype: Any = jnp.float32) -> tuple[Any,
     return weights, jnp.asarray(rng.normal(size=(rows, 4, 8)), dtype), context
 
 
-def piped(stages: int, key: Any = None, layer: Any = layer, **config: Any) -> Any:
+def piped(stages: int, key: Any = None, layer: Any = layer, sums: Any = jnp.float32, **config: Any) -> Any:
     """`(weights, x, context) -> x` by a pipeline of so many devices, and where its arrays are put."""
     mesh = make_mesh(MeshConfig(stage=stages), "ddp", jax.devices()[:stages])
-    pipeline = Pipeline(PipelineConfig(**config), stages, jnp.float32)  # CPUs add up nothing shorter
+    pipeline = Pipeline(PipelineConfig(**config), stages, sums)  # CPUs add up nothing shorter than float32
 
     def apply(weights: Any, x: jax.Array, context: Any) -> jax.Array:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -78,15 +78,17 @@ def piped(stages: int, key: Any = None, layer: Any = layer, **config: Any) -> An
 def test_values_and_gradients_are_those_of_the_layers_in_a_row(
     stages: int, microbatches: int, repeats: int, layers: int
 ) -> None:
-    arrays = given(layers)
-    apply, everywhere = piped(stages, microbatches=microbatches, repeats=repeats)
+    """In float64, where no rounding hides what the layers themselves would blow up."""
 
     def gradient(function: Any) -> Any:
         return jax.jit(jax.value_and_grad(lambda *each: jnp.sum(jnp.sin(function(*each))), argnums=(0, 1, 2)))
 
-    wanted = gradient(in_a_row)(*arrays)
-    found = gradient(apply)(*jax.device_put(arrays, everywhere))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
+    with jax.enable_x64():
+        arrays = given(layers, dtype=jnp.float64)
+        apply, everywhere = piped(stages, sums=jnp.float64, microbatches=microbatches, repeats=repeats)
+        wanted = gradient(in_a_row)(*arrays)
+        found = gradient(apply)(*jax.device_put(arrays, everywhere))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, wanted)
 
 
 def test_every_layer_and_microbatch_has_its_own_dropout() -> None:
