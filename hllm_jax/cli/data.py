@@ -77,7 +77,7 @@ def inspect(args: argparse.Namespace) -> None:
         )
     task = getattr(config, "task", None)
     objective = task.resolve(config.data) if task is not None else getattr(config, "objective", None)
-    objective = getattr(config, "prompts", objective)
+    objective = getattr(config, "prompts", getattr(config, "pairs", objective))
     train = getattr(config, "train", TrainConfig(steps=1))  # the tokenizer recipe has no rows of its own
     shown = data.inspect(
         config.data,

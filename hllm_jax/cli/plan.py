@@ -89,6 +89,10 @@ def show(plan: Plan) -> None:
     states = plan.states
     for name, title in (("params", "parameters"), ("grads", "gradients"), ("optimizer", "optimizer state")):
         print(f"  {title:18} {_bytes(states[name])}")
+    for role, sizes in (plan.roles or {}).items():
+        trained = "" if not sizes["grads"] else f" + {_bytes(sizes['grads'] + sizes['optimizer']).strip()}"
+        said = "what all of them stand on" if role == "base" else f"of the {role}{trained and ', trained'}"
+        print(f"    {role:16} {_bytes(sizes['params'])}{trained}   {said}")
     print(f"  {'arguments':18} {_bytes(memory.arguments)}   state and batch, as compiled")
     if memory.host:
         print(f"  {'on the host':18} {_bytes(memory.host)}   optimizer state that waits there")

@@ -134,3 +134,31 @@ class AnswerBatch(TaskBatch):
     """float32 [B], 0 on empty rows."""
     context: Array
     """int32 [B, L], 1 on the tokens of the context, which alone may answer."""
+
+
+class PairBatch(TypedDict):
+    """A chosen and a rejected answer to the same prompt; each side is a row of its own.
+
+    Index t of the weights speaks of token t itself, not of the one after it.
+    """
+
+    chosen_tokens: Array
+    """int32 [B, L], prompt and answer; the pad id after them."""
+    chosen_weights: Array
+    """float32 [B, L], 1 on the tokens of the answer."""
+    chosen_segment_ids: Array
+    """int32 [B, L], 1 on prompt and answer, 0 on padding."""
+    chosen_positions: Array
+    """int32 [B, L]."""
+    rejected_tokens: Array
+    """int32 [B, L]; this and the next three as of the chosen one."""
+    rejected_weights: Array
+    """float32 [B, L]."""
+    rejected_segment_ids: Array
+    """int32 [B, L]."""
+    rejected_positions: Array
+    """int32 [B, L]."""
+    margins: Array
+    """float32 [B], how much better the chosen one is said to be; 0 where nothing is said."""
+    pair_weights: Array
+    """float32 [B], 1 over the number of pairs of the prompt; 0 on empty rows."""

@@ -118,9 +118,9 @@ class Batches(Sequence["Batch"]):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Positions of a row: L, and for encoder–decoders T too."""
+        """Positions of a row: L, for encoder–decoders T too, and for pairs those of both sides."""
         row = self.transform.empty(0)
-        return tuple(row[name].shape[1] for name in ("tokens", "decoder_tokens") if name in row)
+        return tuple(array.shape[1] for name, array in row.items() if name.endswith("tokens"))
 
     @property
     def stats(self) -> dict[str, float]:

@@ -10,6 +10,7 @@ from hllm_jax.config import LOCAL_ONLY, Invalid, config, is_remote
 if TYPE_CHECKING:
     from hllm_jax.data.batches import Batches
     from hllm_jax.data.objective import ObjectiveConfig
+    from hllm_jax.data.preference_config import PairDataConfig
     from hllm_jax.data.prompts import PromptConfig
     from hllm_jax.data.task import TaskDataConfig
     from hllm_jax.tokenizers.tokenizer import Tokenizer
@@ -131,7 +132,7 @@ class DataConfig:
         seed: int,
         epochs: int | None = None,
         split: str = "train",
-        objective: ObjectiveConfig | TaskDataConfig | PromptConfig | None = None,
+        objective: ObjectiveConfig | TaskDataConfig | PairDataConfig | PromptConfig | None = None,
         decoder_start: int | None = None,
     ) -> Batches:
         """Prepare this data (cached) and plan its batches; see `hllm_jax.data.Batches`.
@@ -140,8 +141,8 @@ class DataConfig:
             tokenizer: of the run.
             batch_size, sequence_length, seed, epochs: see `Batches`.
             split: "train" or "validation".
-            objective: what the rows are for: an objective, a task with its labels, or prompts (then
-                `sequence_length` is their window); None: causal language models.
+            objective: what the rows are for: an objective, a task with its labels, pairs of answers, or
+                prompts (then `sequence_length` is their window); None: causal language models.
             decoder_start: see `ObjectiveConfig.transform`.
 
         Raises:

@@ -29,6 +29,7 @@ class Documents:
         sentence_ends: int [S], ascending: where each sentence ends in the tokens of all documents joined;
             empty if the store has no sentences.
         place_of: where document i was read; None: not known.
+        labels: int [N, columns]: what the store keeps of each document; no columns if nothing.
     """
 
     lengths: np.ndarray
@@ -37,6 +38,7 @@ class Documents:
     weights_of: Callable[[int], np.ndarray] | None
     sentence_ends: np.ndarray
     place_of: Callable[[int], str] | None = None
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
 
 @dataclasses.dataclass(frozen=True)

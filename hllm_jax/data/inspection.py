@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hllm_jax.data.batches import Batches
     from hllm_jax.data.config import DataConfig
     from hllm_jax.data.objective import ObjectiveConfig
+    from hllm_jax.data.preference_config import PairDataConfig
     from hllm_jax.data.prompts import PromptConfig
     from hllm_jax.data.task import TaskDataConfig
     from hllm_jax.data.transforms.piece import Batch
@@ -33,14 +34,16 @@ class Side:
     """One row of tokens of a batch: of the model, or of its encoder or decoder.
 
     Attributes:
-        title: "", "encoder" or "decoder".
+        title: "", "encoder", "decoder", "chosen" or "rejected".
         prefix: of the names of its arrays.
         predicts: every position may have a target.
+        weighted: every token has a weight of its own.
     """
 
     title: str
     prefix: str
     predicts: bool
+    weighted: bool = False
 
     def array(self, batch: Batch, name: str) -> np.ndarray:
         """`tokens`, `segment_ids` or `positions` of this side."""
@@ -51,6 +54,8 @@ def sides(batch: Batch) -> tuple[Side, ...]:
     """The rows of tokens that a batch has."""
     if "decoder_tokens" in batch:
         return Side("encoder", "", False), Side("decoder", "decoder_", True)
+    if "chosen_tokens" in batch:
+        return Side("chosen", "chosen_", False, True), Side("rejected", "rejected_", False, True)
     return (Side("", "", "targets" in batch),)
 
 
@@ -64,7 +69,7 @@ def inspect(
     rows: int = 2,
     tokens: int = 64,
     split: str = "train",
-    objective: ObjectiveConfig | TaskDataConfig | PromptConfig | None = None,
+    objective: ObjectiveConfig | TaskDataConfig | PairDataConfig | PromptConfig | None = None,
 ) -> Group:
     """A rich renderable: the first rows of batch 0 as text and token by token, then counts and licences.
 
@@ -125,6 +130,8 @@ def row_text(batch: Batch, row: int, tokenizer: Tokenizer, side: Side, blanks: b
         trained = batch["weights"][row] > 0
         hidden = batch["prefix"][row] > 0 if blanks else np.zeros(len(segments), bool)
         shown = np.where(hidden, shown, batch["targets"][row])
+    if side.weighted:
+        trained = side.array(batch, "weights")[row] > 0
     fields = (shown, trained, segments)
     stretches = itertools.groupby(
         zip(*(field[segments > 0].tolist() for field in fields), strict=True), key=operator.itemgetter(1, 2)
@@ -148,7 +155,7 @@ def token_table(batch: Batch, row: int, tokenizer: Tokenizer, limit: int, side: 
     extra = {name: title for name, title in extra.items() if name in batch and not side.prefix}
     title = f"row {row}{side.title and ', ' + side.title}: the first {limit} of {len(tokens)} positions"
     table = Table(title=title, title_justify="left")
-    target_columns = ("target", "id", "weight") if side.predicts else ()
+    target_columns = ("target", "id", "weight") if side.predicts else ("weight",) * side.weighted
     for name in ("#", "input", "id", *target_columns, "segment", "position", *extra.values()):
         table.add_column(name, justify="left" if name in ("input", "target") else "right")
 
@@ -162,6 +169,9 @@ def token_table(batch: Batch, row: int, tokenizer: Tokenizer, limit: int, side: 
         if side.predicts:
             weight = float(batch["weights"][row, column])
             line += cells(int(batch["targets"][row, column]), TRAINED_STYLE if weight > 0 else style)
+            line.append(Text(f"{weight:g}", style=TRAINED_STYLE if weight > 0 else "dim"))
+        if side.weighted:
+            weight = float(side.array(batch, "weights")[row, column])
             line.append(Text(f"{weight:g}", style=TRAINED_STYLE if weight > 0 else "dim"))
         line.append(Text(str(segment) if segment else "padding", style=style))
         place = np.atleast_1d(side.array(batch, "positions")[row, column])
@@ -200,12 +210,14 @@ def said_of(
     batch: Batch,
     row: int,
     tokenizer: Tokenizer,
-    objective: ObjectiveConfig | TaskDataConfig | PromptConfig | None,
+    objective: ObjectiveConfig | TaskDataConfig | PairDataConfig | PromptConfig | None,
 ) -> Text:
     """What is to be said of a row as a whole: of its two texts, its class, or its answer."""
     from rich.text import Text
 
-    if PAIR in batch:
+    if "margins" in batch:
+        text = f"margin {float(batch['margins'][row]):g}, weight {float(batch['pair_weights'][row]):g}"
+    elif PAIR in batch:
         said = ("the second text follows the first", "the second text does not follow the first")
         text = f"{said[int(batch[PAIR][row])]} (label {int(batch[PAIR][row])})"
     elif "starts" in batch:

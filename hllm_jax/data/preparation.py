@@ -22,7 +22,14 @@ from hllm_jax.data.rendering import rendered_chunks
 from hllm_jax.data.sources import Counts, Opened, digest, open_source, records
 from hllm_jax.data.store import FILES, TokenStore, TokenWriter
 from hllm_jax.data.tokenization import Tokenization, label_columns
-from hllm_jax.data.writing import add_conversations, add_documents, add_examples, add_pairs, add_prompts
+from hllm_jax.data.writing import (
+    add_conversations,
+    add_documents,
+    add_examples,
+    add_pairs,
+    add_preferences,
+    add_prompts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -199,7 +206,7 @@ def tokenize(
     writer = TokenWriter(
         folder,
         tokenizer.vocab_size,
-        weighted=kind in ("conversation", "pair"),
+        weighted=kind in ("conversation", "pair", "preference"),
         words=form.words is not None or kind == "example",
         sentences=form.sentences,
         labels=label_columns(form),
@@ -220,6 +227,8 @@ def tokenize(
                 add_examples(chunk, tokenizer, writer, counts, form)
             elif kind == "prompt":
                 add_prompts(chunk, tokenizer, writer, counts, form, source.malformed)
+            elif kind == "preference":
+                add_preferences(chunk, tokenizer, writer, counts, form, source.malformed)
             else:
                 add_documents(chunk, tokenizer, writer, counts, form)
             check_ids(writer.max_id, tokenizer.vocab_size, opened.label)
@@ -230,6 +239,7 @@ def tokenize(
             "text": "no text has two tokens",
             "pair": "no pair has a source and a target that are not empty",
             "example": "no example has a text that is not empty",
+            "preference": "the chat template marks no answer as generated",
             "conversation": "no conversation has an assistant turn that the chat template marks as generated",
         }[kind]
         read = counts.records + counts.untrained

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from hllm_jax.data.errors import DataError
 from hllm_jax.data.examples import FORMS as EXAMPLES
 from hllm_jax.data.examples import parse_example
+from hllm_jax.data.preferences import parse_preference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hllm_jax.data.examples import Example, TaskKind
+    from hllm_jax.data.examples import Example
+    from hllm_jax.data.preferences import Preference
+    from hllm_jax.data.tokenization import RecordTask
 
 ACCEPTED = (
     'accepted are {"text"}, {"messages": [{"role", "content"}]}, a bare list of such messages, '
@@ -67,8 +70,9 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """A document (`text`), a conversation (`messages`), a pair of texts (`pair`) or an example of a task
-    (`example`); exactly one is there. A prompt is a text or a conversation that was `asked`."""
+    """A document (`text`), a conversation (`messages`), a pair of texts (`pair`), an example of a task
+    (`example`) or a preference (`preference`); exactly one is there. A prompt is a text or a conversation
+    that was `asked`."""
 
     text: str | None = None
     messages: tuple[Message, ...] | None = None
@@ -76,12 +80,15 @@ class Record:
     pair: tuple[str, str] | None = None
     example: Example | None = None
     asked: Asked | None = None
+    preference: Preference | None = None
 
     @property
     def parts(self) -> list[str]:
-        """The text, the contents of the messages, or the texts of the pair or the example."""
+        """The text, the contents of the messages, or the texts of the pair, the example or the preference."""
         if self.example is not None:
             return list(self.example.texts)
+        if self.preference is not None:
+            return self.preference.texts
         if self.text is not None:
             return [self.text]
         if self.pair is not None:
@@ -115,9 +122,22 @@ class Record:
             said = json.dumps(self.pair, ensure_ascii=False)
         elif self.example is not None:
             said = json.dumps(dataclasses.astuple(self.example), ensure_ascii=False)
+        elif self.preference is not None:
+            said = json.dumps(dataclasses.astuple(self.preference), ensure_ascii=False, sort_keys=True)
         else:
             said = json.dumps([self.messages, self.tools], ensure_ascii=False, sort_keys=True)
-        return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return _hash(said)
+
+    def split_hash(self) -> bytes:
+        """16 bytes that decide whether a record is held out: of the content, or of a preference those of
+        its prompt, so that no answer to a held-out prompt is trained on."""
+        if self.preference is None:
+            return self.content_hash()
+        return _hash(json.dumps(self.preference.prompt, ensure_ascii=False, sort_keys=True))
+
+
+def _hash(said: str) -> bytes:
+    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def held_out(content_hash: bytes, share: float) -> bool:
@@ -134,19 +154,23 @@ def split_by(content_hash: bytes, share: float) -> Literal["train", "validation"
     return "validation" if held_out(content_hash, share) else "train"
 
 
-def parse_record(value: object, where: str, field: str | None = None, task: TaskKind | None = None) -> Record:
+def parse_record(
+    value: object, where: str, field: str | None = None, task: RecordTask | None = None
+) -> Record:
     """Recognise one decoded JSON value.
 
     Args:
         value: what the file holds.
         where: `file:line`, for errors.
         field: the key of the text where it is not `text`.
-        task: the record is to be an example of this kind of task.
+        task: the record is to be an example of this kind of task, or a preference.
 
     Raises:
         DataError: the value has none of the accepted forms (the message shows the keys seen), or one of its
             parts has the wrong type or role.
     """
+    if task in ("preference", "text_preference"):
+        return Record(preference=parse_preference(value, where))
     if task is not None:
         example = parse_example(value, where) if isinstance(value, dict) else None
         if example is None or example.kind != task:

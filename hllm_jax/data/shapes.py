@@ -53,6 +53,17 @@ def task_shapes(task: TaskDataConfig, rows: int, length: int) -> Shapes:
     return shapes | {"weights": (of_row, "float32"), "context": (row, "int32")}
 
 
+def pair_shapes(rows: int, length: int, reference: bool = False) -> Shapes:
+    """As `batch_shapes`, for pairs of answers; with what a reference says of them, if that comes along."""
+    shapes: Shapes = {
+        f"{side}_{name}": ((rows, length), _dtype(name))
+        for side in ("chosen", "rejected")
+        for name in ("tokens", "weights", "segment_ids", "positions")
+    }
+    numbers = ("margins", "pair_weights", *(("reference_chosen", "reference_rejected") if reference else ()))
+    return shapes | dict.fromkeys(numbers, ((rows,), "float32"))
+
+
 def prompt_shapes(rows: int, window: int) -> Shapes:
     """As `batch_shapes`, for prompts of at most `window` tokens."""
     shapes: Shapes = {"tokens": ((rows, window), "int32")}

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from hllm_jax.data.config import DataConfig, SourceConfig
-    from hllm_jax.data.examples import TaskKind
     from hllm_jax.data.prompts import PromptConfig
+    from hllm_jax.data.tokenization import RecordTask
 
 SPLITS = ("train", "validation")
 TFDS_PREFIX = "tfds:"
@@ -222,12 +222,13 @@ def records(
     opened: Opened,
     source: SourceConfig,
     counts: Counts,
-    task: TaskKind | None = None,
+    task: RecordTask | None = None,
     prompts: PromptConfig | None = None,
 ) -> Iterator[tuple[str, Record]]:
     """Yield `(place, record)` of the wanted split: validated, filtered, and counted.
 
-    With `task`, records are examples of this kind of task; with `prompts`, what they ask is wanted.
+    With `task`, records are examples of this kind of task, or preferences; with `prompts`, what they ask is
+    wanted.
 
     Raises:
         DataError: a malformed record (unless `source.malformed` is "skip"), or no usable record at all.
@@ -263,11 +264,11 @@ def records(
             counts.too_long += 1
         else:
             if share or source.deduplicate:
-                key = record.content_hash()
-                if share and held_out(key, share) != wanted:
+                if share and held_out(record.split_hash(), share) != wanted:
                     counts.other_split += 1
                     continue
                 if source.deduplicate:
+                    key = record.content_hash()
                     if key in seen:
                         counts.repeated += 1
                         continue

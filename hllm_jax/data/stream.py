@@ -64,6 +64,7 @@ class Stream:
             weights_of=self.weights_of if any(store.weighted for store in stores) else None,
             sentence_ends=np.concatenate(ends) if ends else np.zeros(0, np.int64),
             place_of=self.place_of if all(store.has_records for store in stores) else None,
+            labels=np.concatenate([store.labels for store in stores]),
         )
 
     def locate(self, document: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,10 +19,14 @@ from hllm_jax.data.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from hllm_jax.data.examples import Example, TaskKind
+    from hllm_jax.data.examples import Example
+    from hllm_jax.data.preferences import Messages, Preference
     from hllm_jax.data.prompts import PromptConfig
     from hllm_jax.data.records import Record
     from hllm_jax.tokenizers.tokenizer import Tokenizer
+
+#: What records are, where they are neither texts nor conversations.
+RecordTask = Literal["sequence", "tokens", "span", "preference", "text_preference"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Tokenization:
         sentences: keep where sentences begin.
         words: keep which tokens begin a word, as this segmenter sees it.
         pairs: records are pairs of texts, kept as the tokens of both, with weight 1 on the second.
-        task: records are examples of this kind of task; see `tokenize_example`.
+        task: records are examples of this kind of task, see `tokenize_example`; or preferences, rendered by
+            the chat template or as plain texts, see `tokenize_preference`.
         classes: names of the classes of a task, in the order of their numbers.
         prompts: records are asked; what is kept is what stands before the answer, and the whole record.
     """
@@ -43,12 +48,12 @@ class Tokenization:
     sentences: bool = False
     words: Segmenter | None = None
     pairs: bool = False
-    task: TaskKind | None = None
+    task: RecordTask | None = None
     classes: tuple[str, ...] = ()
     prompts: PromptConfig | None = None
 
     def kind(self, record: Record, place: str) -> str:
-        """ "text", "conversation", "pair", "example" or "prompt": how this record is tokenized.
+        """How this record is tokenized: "text", "conversation", "pair", "example", "preference" or "prompt".
 
         Raises:
             DataError: not at all.
@@ -57,6 +62,8 @@ class Tokenization:
             return "prompt"
         if record.example is not None:
             return "example"
+        if record.preference is not None:
+            return "preference"
         if self.pairs:
             if record.pair is None:
                 raise DataError(
@@ -106,8 +113,10 @@ def tokenize_pairs(
 
 
 def label_columns(form: Tokenization) -> int:
-    """How many numbers come with every example: its class, or where the answer begins and ends."""
-    return {None: 0, "sequence": 1, "tokens": 0, "span": 2}[form.task]
+    """How many numbers come with every example: its class, where the answer begins and ends, or those of a
+    preference."""
+    columns = {None: 0, "sequence": 1, "tokens": 0, "span": 2, "preference": 4, "text_preference": 4}
+    return columns[form.task]
 
 
 def tokenize_example(
@@ -165,3 +174,64 @@ def find_answer(example: Example, tokenizer: Tokenizer, ids: list[int]) -> tuple
     ids, spans = Boundaries(tokenizer).offsets(example.texts[1], ids)
     touched = np.flatnonzero((spans[:, 0] < start + len(text)) & (spans[:, 1] > start))
     return ids, (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -1)
+
+
+def tokenize_preference(
+    preference: Preference, tokenizer: Tokenizer, form: Tokenization, place: str
+) -> Iterator[tuple[list[int], list[int], tuple[int, ...]]]:
+    """(ids, weights, numbers) of every comparison: the tokens of the chosen text and of the rejected one.
+
+    A text is the prompt with an answer, and the weights are 1 on that answer. The numbers: tokens of the
+    chosen text; the first place where the two differ; the margin, and the weight of the pair (one over the
+    comparisons of the prompt), as the bits of float32.
+
+    Raises:
+        DataError: the template does not say where the answer is, or the tokens of both are the same.
+    """
+    render = _rendered if form.task == "preference" else _joined
+    for pair in preference.comparisons:
+        chosen, chosen_weights = render(preference.prompt, pair.chosen, tokenizer, place)
+        rejected, rejected_weights = render(preference.prompt, pair.rejected, tokenizer, place)
+        both = min(len(chosen), len(rejected))
+        differ = next((i for i in range(both) if chosen[i] != rejected[i]), both)
+        if chosen == rejected:
+            raise DataError("chosen and rejected are the same tokens", place)
+        numbers = (len(chosen), differ, *bits_of(pair.margin, 1.0 / len(preference.comparisons)))
+        yield [*chosen, *rejected], [*chosen_weights, *rejected_weights], numbers
+
+
+def bits_of(*numbers: float) -> tuple[int, ...]:
+    """Numbers as the bits of their float32, which a store keeps as whole numbers."""
+    return tuple(np.array(numbers, np.float32).view(np.int32).tolist())
+
+
+def _rendered(
+    prompt: Messages, answer: Messages, tokenizer: Tokenizer, place: str
+) -> tuple[list[int], list[int]]:
+    """A conversation; of the template's trained spans only those of the answer's messages count."""
+    tokens, weights = tokenizer.render([*prompt, *answer])
+    trained = np.concatenate([[0], np.asarray(weights) > 0]).astype(np.int8)
+    starts = np.flatnonzero(np.diff(trained) == 1)
+    wanted = sum(message["role"] == "assistant" for message in answer)
+    earlier = sum(message["role"] == "assistant" for message in prompt)
+    if len(starts) != wanted + earlier:
+        raise DataError(
+            f"the chat template marks {len(starts)} answers of the assistant, and there are "
+            f"{wanted + earlier}: it does not say which tokens are the answer",
+            place,
+        )
+    first = int(starts[earlier])
+    return tokens, [0] * first + list(weights[first:])
+
+
+def _joined(
+    prompt: Messages, answer: Messages, tokenizer: Tokenizer, place: str
+) -> tuple[list[int], list[int]]:
+    """A text that goes on: the tokens of the prompt, those of the answer, and the end of text."""
+    if len(prompt) != 1 or len(answer) != 1 or prompt[0]["role"] != "user":
+        raise DataError("this is a conversation, and pairs.form is text: set it to chat", place)
+    before, after = tokenizer.encode_prompt(prompt[0]["content"]), tokenizer.encode(answer[0]["content"])
+    if not before or not after:
+        raise DataError("prompt or answer has no token", place)
+    tokens = [*before, *after, tokenizer.eos_id]
+    return tokens, [0] * len(before) + [1] * (len(after) + 1)

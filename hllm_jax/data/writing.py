@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 from hllm_jax.data.errors import DataError
 from hllm_jax.data.prompts import tokenize_prompt
-from hllm_jax.data.tokenization import tokenize_example, tokenize_pairs, tokenize_texts
+from hllm_jax.data.tokenization import (
+    tokenize_example,
+    tokenize_pairs,
+    tokenize_preference,
+    tokenize_texts,
+)
 from hllm_jax.tokenizers.errors import MessageError
 
 if TYPE_CHECKING:
@@ -69,6 +74,30 @@ def add_examples(
         writer.add(ids, marks, labels=labels)
         counts.trained_tokens += len(ids)
         counts.tokens += len(ids)
+
+
+def add_preferences(
+    chunk: list[tuple[str, Record]],
+    tokenizer: Tokenizer,
+    writer: TokenWriter,
+    counts: Counts,
+    form: Tokenization,
+    malformed: str,
+) -> None:
+    """Store the pairs of preferences; one that the template or the tokenizer refuses is malformed."""
+    for place, record in chunk:
+        assert record.preference is not None
+        try:
+            made = list(tokenize_preference(record.preference, tokenizer, form, place))
+        except (MessageError, DataError) as error:
+            if malformed == "error":
+                raise error if isinstance(error, DataError) else DataError(str(error), place) from error
+            counts.malformed += 1
+            counts.records -= 1
+            continue
+        for ids, weights, numbers in made:
+            counts.trained_tokens += writer.add(ids, weights, labels=numbers)
+            counts.tokens += len(ids)
 
 
 def add_conversations(

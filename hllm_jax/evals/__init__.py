@@ -9,4 +9,5 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.evals.kneser_ney import NGramScore as NGramScore
     from hllm_jax.evals.kneser_ney import bits_per_order as bits_per_order
     from hllm_jax.evals.kneser_ney import ngram as ngram
+    from hllm_jax.evals.pairs import make_pair_evaluation as make_pair_evaluation
     from hllm_jax.evals.tasks import make_task_evaluation as make_task_evaluation

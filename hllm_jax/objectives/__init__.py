@@ -27,6 +27,8 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.objectives.masked import masked_lm as masked_lm
     from hllm_jax.objectives.masks import at_last as at_last
     from hllm_jax.objectives.masks import whiten as whiten
+    from hllm_jax.objectives.pairs import pair_scores as pair_scores
+    from hllm_jax.objectives.pairs import pairwise_reward as pairwise_reward
     from hllm_jax.objectives.policy import grpo_sums as grpo_sums
     from hllm_jax.objectives.policy import ppo_policy_sums as ppo_policy_sums
     from hllm_jax.objectives.policy import ppo_sums as ppo_sums

@@ -58,6 +58,8 @@ class Plan:
         parameters: of the model.
         per_device: memory.
         states: bytes a device of `params`, `grads` and `optimizer`.
+        roles: the same for each of several models in the state (`base` is what they share); None: there is
+            one.
         collectives: of a step, of one device.
         flops: of a step, of one device, as compiled; None where the compiler refused.
         model_flops: of a step, of one device, as the model needs them.
@@ -83,6 +85,7 @@ class Plan:
     parameters: int
     per_device: PerDevice
     states: dict[str, int]
+    roles: dict[str, dict[str, int]] | None
     collectives: list[Collective]
     flops: float | None
     model_flops: float
@@ -132,11 +135,13 @@ def plan(
     chips = topology if isinstance(topology, Topology) else parse_topology(topology, slices)
     if config.run.overlap:
         set_flags(chips.chip.platform, os.environ)
-    return Planning(recipe, config, chips, devices_of(chips), spec_of_run(config), name).plan(tokens)
+    spec = spec_of_run(config, recipe)
+    return Planning(recipe, config, chips, devices_of(chips), spec, name).plan(tokens)
 
 
-def spec_of_run(config: Any) -> Spec:
-    """The architecture that a run of this configuration trains, the head of its task included.
+def spec_of_run(config: Any, recipe: Any = None) -> Spec:
+    """The architecture that a run of this configuration trains, a new head included: that of its task, or the
+    one that the function `make_head` of its recipe gives it.
 
     Raises:
         PlanError: the classes of the task stand only in its data, which a plan does not read.
@@ -145,7 +150,7 @@ def spec_of_run(config: Any) -> Spec:
 
     spec, task = spec_of_config(config), getattr(config, "task", None)
     if task is None:
-        return spec
+        return recipe.make_head(config, spec) if hasattr(recipe, "make_head") else spec
     from hllm_jax.training.head import with_head
 
     if task.kind != "span" and not task.labels:
@@ -168,7 +173,10 @@ class Planning:
         with compiling_for(topology.chip.platform):
             model = self.spec.build(config.model.execution.resolve())
             steps = config.train.steps or 1
-            _, self.layout, self.step = recipe.make_step(config, model, self.mesh, steps)
+            try:
+                _, self.layout, self.step = recipe.make_step(config, model, self.mesh, steps)
+            except RuntimeError as error:  # of tracing the model for its shapes
+                raise self._stopped(error) from error
 
     def plan(self, tokens: float | None) -> Plan:
         from hllm_jax.parallel.planning.roofline import step_time
@@ -202,6 +210,7 @@ class Planning:
             parameters=self.spec.parameters(),
             per_device=PerDevice(arguments, cost.temporaries if cost else None, peak, chip.memory, host),
             states=states,
+            roles=roles_of(layout),
             collectives=cost.collectives if cost else [],
             flops=cost.flops if cost else None,
             model_flops=model_flops,
@@ -231,17 +240,20 @@ class Planning:
         except RuntimeError as error:
             refusal = read_refusal(str(error))
             if refusal is None:
-                words = str(error).strip().splitlines()
-                said = words[0][:300] if words else type(error).__name__
-                remedy = ""
-                if self.topology.chip.platform == "gpu" and "cudnn" in said.lower():
-                    remedy = "; it is only found where a GPU is, model.attention=plain plans without it"
-                raise PlanError(
-                    f"the step could not be compiled for {self.topology.name}, not for want of memory: "
-                    f"{said}{remedy}"
-                ) from error
+                raise self._stopped(error) from error
             return None, refusal, time.perf_counter() - begun
         return compiled, None, time.perf_counter() - begun
+
+    def _stopped(self, error: RuntimeError) -> PlanError:
+        """Why there is no program, where it is not for want of memory."""
+        words = str(error).strip().splitlines()
+        said = words[0][:300].rstrip(".") if words else type(error).__name__
+        remedy = ""
+        if self.topology.chip.platform == "gpu" and "cudnn" in said.lower():
+            remedy = "; cuDNN comes with `make setup EXTRAS=cuda12`, model.attention=plain plans without it"
+        return PlanError(
+            f"the step could not be compiled for {self.topology.name}, not for want of memory: {said}{remedy}"
+        )
 
     def with_layers(self, layers: int, topology: Topology, devices: list[Any]) -> Planning:
         """The same for a model of so many layers on other chips."""
@@ -255,11 +267,16 @@ class Planning:
         import jax
 
         from hllm_jax.data.objective import ObjectiveConfig
-        from hllm_jax.data.shapes import batch_shapes, task_shapes
+        from hllm_jax.data.shapes import batch_shapes, pair_shapes, prompt_shapes, task_shapes
 
         train = self.config.train
-        if (task := getattr(self.config, "task", None)) is not None:
+        if (rollout := getattr(self.config, "rollout", None)) is not None:
+            shapes = prompt_shapes(train.batch_size, rollout.prompt_window)
+        elif (task := getattr(self.config, "task", None)) is not None:
             shapes = task_shapes(task, train.batch_size, train.sequence_length)
+        elif hasattr(self.config, "pairs"):
+            kept = getattr(getattr(self.config, "dpo", None), "reference", "live") == "precomputed"
+            shapes = pair_shapes(train.batch_size, train.sequence_length, kept)
         else:
             objective = getattr(self.config, "objective", None) or ObjectiveConfig()
             two = getattr(self.spec, "position", None) == "learned_2d"
@@ -271,17 +288,23 @@ class Planning:
 
     @property
     def _tokens(self) -> int:
-        """Of a step: positions of encoder and decoder."""
+        """Of a step: positions of encoder and decoder; with rollouts, of an update of a minibatch."""
+        if (rollout := getattr(self.config, "rollout", None)) is not None:
+            rows: int = self.config.train.batch_size * rollout.group // rollout.minibatches
+            return rows * rollout.length
         return sum(
             math.prod(array.shape) for name, array in self._batch().items() if name.endswith("segment_ids")
         )
 
     def _flops_per_token(self) -> float:
-        batch = self._batch()
-        lengths = [batch["tokens"].shape[1]]
+        batch, frozen = self._batch(), self.layout.adapters is not None
+        if (rollout := getattr(self.config, "rollout", None)) is not None:
+            models = 1 + ("value" in self.layout.abstract_state.trainable)
+            return models * float(self.spec.flops_per_token(rollout.length, frozen=frozen))
+        lengths = [batch["chosen_tokens" if "chosen_tokens" in batch else "tokens"].shape[1]]
         if "decoder_tokens" in batch:
             lengths.append(batch["decoder_tokens"].shape[1])
-        return float(self.spec.flops_per_token(*lengths, frozen=self.layout.adapters is not None))
+        return float(self.spec.flops_per_token(*lengths, frozen=frozen))
 
     def _budget(self, tokens: float | None, times: Roofline | None) -> dict[str, float]:
         of_step = self._tokens
@@ -322,19 +345,49 @@ class Planning:
 
 def states_of(layout: Layout) -> dict[str, int]:
     """Bytes a device of parameters, of gradients and of the optimizer's state: shapes x shardings."""
+    state = layout.abstract_state
+    return {
+        "params": _local_bytes(state.trainable) + _local_bytes(state.frozen),
+        "grads": _local_bytes(_gradients_of(layout)),
+        "optimizer": _local_bytes(state.opt_state),
+    }
+
+
+def roles_of(layout: Layout) -> dict[str, dict[str, int]] | None:
+    """As `states_of`, apart for each of the models that a state holds (`rl/roles.py`); None: there is one."""
     import jax
 
+    from hllm_jax.nn.adapters import COLLECTION
+
     state = layout.abstract_state
+    first = ("params", COLLECTION)
+    if not {*state.trainable, *state.frozen} - set(first):
+        return None
+    found: dict[str, dict[str, int]] = {}
+
+    def count(kind: str, tree: Any, shared: bool = False) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+            if keys:
+                role = ("base" if shared else "policy") if keys[0] in first else str(keys[0])
+                sizes = found.setdefault(role, dict.fromkeys(("params", "grads", "optimizer"), 0))
+                sizes[kind] += _local_bytes(leaf)
+
+    count("params", state.frozen, shared=True)
+    count("params", state.trainable)
+    count("grads", _gradients_of(layout))
+    count("optimizer", state.opt_state)
+    return found
+
+
+def _gradients_of(layout: Layout) -> Any:
+    """Shapes of the gradient, with their shardings."""
+    import jax
 
     def placed(leaf: Any, where: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    gradients = jax.tree.map(placed, state.trainable, layout.gradient_shardings)
-    return {
-        "params": _local_bytes(state.trainable) + _local_bytes(state.frozen),
-        "grads": _local_bytes(gradients),
-        "optimizer": _local_bytes(state.opt_state),
-    }
+    return jax.tree.map(placed, layout.abstract_state.trainable, layout.gradient_shardings)
 
 
 def _local_bytes(tree: Any, on_host: bool = False) -> int:

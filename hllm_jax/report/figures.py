@@ -83,6 +83,47 @@ def loss_figure(stage: Stage, scores: Sequence[Score] = ()) -> str:
         return _svg(figure)
 
 
+def pairs_figure(stage: Stage) -> str:
+    """Held-out pairs: accuracy over steps beside that of length alone; the margins of the newest evaluation;
+    and how often the model was right where it was that sure, as SVG."""
+    newest = stage.pairs[-1]
+    with _style(f"pairs-{stage.name}"):
+        figure = _figure(9.2, 2.6)
+        left, middle, right = figure.subplots(1, 3)
+        for key, color, label in (
+            ("eval/accuracy", EVAL, "model"),
+            ("eval/longer_wins", OTHER, "longer wins"),
+        ):
+            left.plot(*_series(stage.evaluations, key), color=color, marker="o", markersize=3.5, label=label)
+        left.set(title="Accuracy, held-out pairs", xlabel="step", ylabel="share of pairs")
+        _finish(left, legend=True)
+
+        edges, heights = np.array(newest["edges"]), np.array(newest["margins"])
+        width = edges[1] - edges[0]
+        centres = np.append(edges[0] - width / 2, edges + width / 2)
+        colors = [TRAIN if centre > 0 else EVAL for centre in centres]
+        middle.bar(centres, heights, width=0.9 * width, color=colors)
+        middle.set(title=f"Margins, step {newest['step']:,}", xlabel="score of chosen - rejected")
+        middle.set_ylabel("pairs")
+        _finish(middle)
+
+        count, sure, right_ones = (np.array(newest[name]) for name in ("count", "confidence", "right"))
+        held = count > 0
+        right.plot([0.5, 1], [0.5, 1], color=OTHER, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
+        at, found = sure[held] / count[held], right_ones[held] / count[held]
+        right.scatter(at, found, s=12 + 60 * count[held] / count.max(), color=TRAIN, label="bins by size")
+        right.set(title="Calibration", xlabel="σ(|margin|)", ylabel="share right", ylim=(-0.02, 1.02))
+        _finish(right, legend=True)
+        right.xaxis.set_major_locator(_tenths())
+        return _svg(figure)
+
+
+def _tenths() -> Any:
+    from matplotlib.ticker import MultipleLocator
+
+    return MultipleLocator(0.1)
+
+
 def rate_figure(stage: Stage, peak_flops: float | None) -> str:
     """Tokens per second beside the rate at which every matmul would run at the measured peak, and the
     schedule and gradient norm, as SVG.

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hllm_jax.report.facts import Facts, RowToken, Sample, Score, read_facts
-from hllm_jax.report.figures import loss_figure, rate_figure, reward_figure, roofline_tokens_per_second
+from hllm_jax.report.figures import (
+    loss_figure,
+    pairs_figure,
+    rate_figure,
+    reward_figure,
+    roofline_tokens_per_second,
+)
 from hllm_jax.report.rollouts import chosen
 from hllm_jax.report.settings import changed_settings
 from hllm_jax.report.stage import Stage, is_run, read_stage
@@ -87,6 +93,7 @@ def render(folder: Path, stages: Sequence[Stage], facts: Facts) -> str:
                 "reward": Markup(reward_figure(stage)) if stage.rollouts else "",
                 "answers": chosen(stage.rollouts),
                 "total": sum(each.answers for each in stage.rollouts),
+                "pairs": Markup(pairs_figure(stage)) if stage.pairs else "",
                 "settings": changed_settings(stage.config),
             }
             for stage in stages
@@ -132,6 +139,7 @@ def _overview(stage: Stage) -> list[tuple[str, str]]:
         ("training loss", _decimal(stage.last("loss", stage.steps))),
         ("held-out loss", _decimal(stage.last("eval/loss"))),
         ("bits per byte", _decimal(stage.last("eval/bits_per_byte"))),
+        *_of_pairs(stage),
         ("tokens per second", _number(rate)),
     ]
     if rate and roofline:
@@ -148,6 +156,17 @@ def _overview(stage: Stage) -> list[tuple[str, str]]:
     if stage.damaged:
         rows.append(("unreadable log lines", str(stage.damaged)))
     return [(name, value) for name, value in rows if value]
+
+
+def _of_pairs(stage: Stage) -> list[tuple[str, str]]:
+    """How a model does on held-out pairs, beside the rule that the longer answer is the better one."""
+    if not stage.pairs:
+        return []
+    return [
+        ("accuracy on held-out pairs", _decimal(stage.last("eval/accuracy"))),
+        ("accuracy of “longer wins”", _decimal(stage.last("eval/longer_wins"))),
+        ("calibration error", _decimal(stage.last("eval/calibration_error"))),
+    ]
 
 
 def median_rate(stage: Stage) -> float | None:

@@ -33,6 +33,7 @@ class Stage:
         evaluations: lines with `eval/…` keys, ascending in `step`.
         samples: lines of `samples.jsonl`, ascending in `step`.
         rollouts: what `rollouts.jsonl` says of every iteration; empty for runs without rewards.
+        pairs: lines of `pairs.jsonl` (histograms of held-out pairs), ascending in `step`.
         damaged: lines of `metrics.jsonl` that are no JSON (the last one of a killed run).
         checkpoint: the newest saved step; 0 without one.
         model: architecture by the newest checkpoint; `None` before the first.
@@ -49,6 +50,7 @@ class Stage:
     evaluations: tuple[Line, ...]
     samples: tuple[Line, ...]
     rollouts: tuple[RolloutStep, ...]
+    pairs: tuple[Line, ...]
     damaged: int
     checkpoint: int
     model: Spec | None
@@ -102,6 +104,7 @@ def read_stage(folder: Path) -> Stage:
         )
     lines, damaged = _read_lines(folder / "metrics.jsonl")
     samples, _ = _read_lines(folder / "samples.jsonl")
+    pairs, _ = _read_lines(folder / "pairs.jsonl")
     config_text = _read_text(folder / "config.yaml")
     config = _read_yaml(config_text)
     steps = _latest(line for line in lines if not _is_evaluation(line))
@@ -117,6 +120,7 @@ def read_stage(folder: Path) -> Stage:
         evaluations=_latest(line for line in lines if _is_evaluation(line)),
         samples=tuple(sorted(samples, key=lambda line: line["step"])),
         rollouts=read_rollouts(folder / "rollouts.jsonl"),
+        pairs=_latest(pairs),
         damaged=damaged,
         checkpoint=int(manifest.get("step", 0)),
         model=_read_model(_at(manifest, "facts", "model")),

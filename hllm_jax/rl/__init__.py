@@ -6,6 +6,8 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.rl.config import GRPOConfig as GRPOConfig
     from hllm_jax.rl.config import RolloutConfig as RolloutConfig
     from hllm_jax.rl.config import check_rl_sections as check_rl_sections
+    from hllm_jax.rl.dpo import Preferences as Preferences
+    from hllm_jax.rl.dpo_config import DPOConfig as DPOConfig
     from hllm_jax.rl.grpo import beside_reference as beside_reference
     from hllm_jax.rl.grpo import is_policy as is_policy
     from hllm_jax.rl.grpo import make_grpo as make_grpo
@@ -19,6 +21,7 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.rl.ppo import reward_scores as reward_scores
     from hllm_jax.rl.ppo_config import KLConfig as KLConfig
     from hllm_jax.rl.ppo_config import PPOConfig as PPOConfig
+    from hllm_jax.rl.referenced import with_reference as with_reference
     from hllm_jax.rl.reward_model import open_reward_model as open_reward_model
     from hllm_jax.rl.rewarding import DeviceReward as DeviceReward
     from hllm_jax.rl.rewarding import HostReward as HostReward

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from hllm_jax.objectives.sums import Batch, Loss, Sums, add, mean, prepared
+from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables, add, mean, prepared
 from hllm_jax.parallel.layout import Layout
 from hllm_jax.parallel.rules import BATCH
 from hllm_jax.parallel.state import TrainState, Tree, merge
@@ -84,6 +84,7 @@ def make_train_step(
     layout: Layout,
     accumulation: int = 1,
     reduce_dtype: DTypeLike = jnp.float32,
+    before: Callable[[Variables, Batch], Batch] | None = None,
 ) -> TrainStep:
     """The jitted step.
 
@@ -99,6 +100,8 @@ def make_train_step(
         layout: of the state.
         accumulation: microbatches per update; divides the rows of a batch.
         reduce_dtype: gradients are summed over microbatches and devices in it.
+        before: from all variables and the global batch to the batch that the loss sees: what is a mean over
+            all of it is computed here, without a gradient, before it is split.
 
     Returns:
         The step. Its metrics are the means of the loss's sums, and `grad_norm` (before clipping),
@@ -109,6 +112,9 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
+        if before is not None:
+            with layout.activations():
+                batch = before(merge(state.trainable, frozen), batch)
         state, metrics = update(state, frozen, batch, key)
         return state.replace(step=state.step + 1), metrics
 

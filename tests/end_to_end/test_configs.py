@@ -49,17 +49,35 @@ SHRUNK = {
     "sft": SMALL | {"model.load": "runs/base", "model.scan_layers": "false", "base": "null"},
     "finetune": SMALL | {"model.load": "runs/encoder", "base": "null"},
     "distill": SMALL | {"distill.teacher": "runs/base", "teacher_base": "null", "model.decoder": SIZES},
+    "grpo": {name: value for name, value in SMALL.items() if name != "train.sequence_length"}
+    | {
+        "model.load": "runs/base",
+        "model.scan_layers": "false",
+        "base": "null",
+        "data.holdout": "0.1",
+        "rollout.group": "2",
+        "rollout.minibatches": "2",
+        "rollout.prompt_window": "48",
+        "rollout.max_tokens": "8",
+        "grpo.kl_limit": "null",
+    },
 }
+SHRUNK["reward"] = SHRUNK["dpo"] = SHRUNK["sft"] | {"train.sequence_length": "64"}
 SOURCES = {
     "tokenizer": "[{name: shakespeare, limit: 1}]",
     "pretrain": "[{name: shakespeare, limit: 1}]",
     "sft": "[{name: chatterbot-en, limit: 100}]",
     "finetune": "[{path: examples.jsonl}]",
     "distill": "[{name: chatterbot-en, limit: 100}]",
+    "reward": "[{path: pairs.jsonl}]",
+    "dpo": "[{path: pairs.jsonl}]",
+    "grpo": "[{path: questions.jsonl}]",
 }
 # What a run evaluates beside the loss, where it is not the text as a whole that it predicts.
 SCORES = {"pretrain/bert-tiny": "eval/pair_accuracy", "pretrain/t5-tiny": "eval/perplexity"}
 SCORES |= {"finetune/tiny": "eval/f1"}
+SCORES |= {name: "eval/longer_wins" for name in CONFIGS if name.startswith(("reward/", "dpo/"))}
+SCORES |= {f"grpo/{name}": "eval/reward" for name in ("tiny", "smollm2-135m", "llama2-7b")}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -93,9 +111,19 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora", "distill"} <= {
-        name.split("/")[0] for name in CONFIGS
-    }
+    folders = {name.split("/")[0] for name in CONFIGS}
+    assert {
+        "pretrain",
+        "sft",
+        "tokenizer",
+        "finetune",
+        "plan",
+        "lora",
+        "distill",
+        "reward",
+        "dpo",
+        "grpo",
+    } <= folders
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
     assert len(CONFIGS) >= 16
 
@@ -111,6 +139,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sides = (("坏", "negative"), ("好", "positive"))
         examples = [{"text": f"{n} {side}", "label": label} for n in range(200) for side, label in sides]
         write_jsonl(folder / "examples.jsonl", examples)
+        answers = [{"prompt": f"{n}?", "chosen": "好", "rejected": "坏" * (n % 3 + 1)} for n in range(200)]
+        write_jsonl(folder / "pairs.jsonl", answers)
+        questions = [{"question": f"{n} and 1?", "answer": f"{n + 1}"} for n in range(200)]
+        write_jsonl(folder / "questions.jsonl", questions)
     return folder
 
 

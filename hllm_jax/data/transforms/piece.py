@@ -76,12 +76,11 @@ class Transform(Protocol):
 
 def blank(rows: int, fields: Mapping[str, tuple[int, ...]], pad_id: int) -> Batch:
     """Arrays of padding: the shape of a row by name. Ids are the pad id, everything else 0."""
-    padded = ("tokens", "targets", "decoder_tokens")
     return {
-        name: np.full((rows, *shape), pad_id if name in padded else 0, _dtype(name))
+        name: np.full((rows, *shape), pad_id if name.endswith(("tokens", "targets")) else 0, _dtype(name))
         for name, shape in fields.items()
     }
 
 
 def _dtype(name: str) -> type[np.float32] | type[np.int32]:
-    return np.float32 if name.endswith("weights") else np.int32
+    return np.float32 if name.endswith(("weights", "margins")) else np.int32
