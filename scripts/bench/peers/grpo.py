@@ -1,7 +1,7 @@
 """The peer of `bench grpo`: the GRPO trainer of `trl`, on the Llama of transformers, PyTorch eager, SDPA.
 
-Reads one JSON line with the sizes; then answers each `{"steps": n}` with the seconds of so many iterations, those
-of them that generation took, and the most memory held so far.
+Reads one JSON line with the sizes; then answers each `{"steps": n}` with the seconds of so many iterations,
+those of them that generation took, and the most memory held so far.
 """
 
 from __future__ import annotations
