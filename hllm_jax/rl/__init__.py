@@ -19,6 +19,8 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.rl.ppo import make_experience as make_experience
     from hllm_jax.rl.ppo import make_loss as make_loss
     from hllm_jax.rl.ppo import reward_scores as reward_scores
+    from hllm_jax.rl.ppo import state_values as state_values
+    from hllm_jax.rl.ppo import to_learn as to_learn
     from hllm_jax.rl.ppo_config import KLConfig as KLConfig
     from hllm_jax.rl.ppo_config import PPOConfig as PPOConfig
     from hllm_jax.rl.referenced import with_reference as with_reference

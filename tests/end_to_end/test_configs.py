@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hllm_jax.inspection import inspect
 from hllm_jax.recipes import home, load_run_config, recipes
 from hllm_jax.testing.corpora import write_jsonl
+from hllm_jax.training import with_score
+from hllm_jax.training.pretrained import load_pretrained, save_weights
 
 CONFIGS = {f"{recipe.name}/{path.stem}": path for recipe in recipes() for path in recipe.configs}
 # Of a recipe, but in a folder of their own: what they are for is to be planned, or adapters.
@@ -62,6 +65,12 @@ SHRUNK = {
     },
 }
 SHRUNK["reward"] = SHRUNK["dpo"] = SHRUNK["sft"] | {"train.sequence_length": "64"}
+SHRUNK["ppo"] = {name: value for name, value in SHRUNK["grpo"].items() if name != "grpo.kl_limit"} | {
+    "reward.kind": "model",
+    "reward.path": "runs/scorer",
+    "reward.options": "{}",
+    "ppo.kl_limit": "null",
+}
 SOURCES = {
     "tokenizer": "[{name: shakespeare, limit: 1}]",
     "pretrain": "[{name: shakespeare, limit: 1}]",
@@ -70,12 +79,17 @@ SOURCES = {
     "reward": "[{path: pairs.jsonl}]",
     "dpo": "[{path: pairs.jsonl}]",
     "grpo": "[{path: questions.jsonl}]",
+    "ppo": "[{path: questions.jsonl}]",
 }
 # What a run evaluates beside the loss, where it is not the text as a whole that it predicts.
 SCORES = {"pretrain/bert-tiny": "eval/pair_accuracy", "pretrain/t5-tiny": "eval/perplexity"}
 SCORES |= {"finetune/tiny": "eval/f1"}
 SCORES |= {name: "eval/longer_wins" for name in CONFIGS if name.startswith(("reward/", "dpo/"))}
-SCORES |= {f"grpo/{name}": "eval/reward" for name in ("tiny", "smollm2-135m", "llama2-7b")}
+SCORES |= {
+    f"{recipe}/{name}": "eval/reward"
+    for recipe in ("grpo", "ppo")
+    for name in ("tiny", "smollm2-135m", "llama2-7b")
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -110,7 +124,18 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 def test_the_sweep_saw_every_config() -> None:
     folders = {name.split("/")[0] for name in CONFIGS}
-    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora", "reward", "dpo", "grpo"} <= folders
+    assert {
+        "pretrain",
+        "sft",
+        "tokenizer",
+        "finetune",
+        "plan",
+        "lora",
+        "reward",
+        "dpo",
+        "grpo",
+        "ppo",
+    } <= folders
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
     assert len(CONFIGS) >= 16
 
@@ -123,6 +148,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         train("pretrain/tiny", "runs/base")
         train("pretrain/bert-tiny", "runs/encoder")
+        save_scorer("runs/scorer")
         sides = (("坏", "negative"), ("好", "positive"))
         examples = [{"text": f"{n} {side}", "label": label} for n in range(200) for side, label in sides]
         write_jsonl(folder / "examples.jsonl", examples)
@@ -131,6 +157,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         questions = [{"question": f"{n} and 1?", "answer": f"{n + 1}"} for n in range(200)]
         write_jsonl(folder / "questions.jsonl", questions)
     return folder
+
+
+def save_scorer(run: str) -> None:
+    """A reward model that was trained on nothing: `runs/base` with a head of ones."""
+    spec, params, tokenizer = load_pretrained("runs/base")
+    scored = {**params, "score": np.ones((spec.embed,), np.float32)}
+    save_weights(Path(run), with_score(spec), scored, tokenizer)
 
 
 def recipe_of(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from hllm_jax.models.config import LoRAConfig, ModelConfig
+from hllm_jax.models.spec import spec_to_dict
 from hllm_jax.parallel import Layout, make_mesh, make_rules
 from hllm_jax.parallel.planning.topology import parse_topology
-from hllm_jax.parallel.state import flatten, split, unflatten
+from hllm_jax.parallel.state import TrainState, flatten, split, unflatten
 from hllm_jax.planning.compiling import Planning, roles_of, spec_of_run, states_of
 from hllm_jax.recipes import load_run_config
 from hllm_jax.rl import ppo, reward_model
@@ -22,7 +24,8 @@ from hllm_jax.rl.reward_model import RewardModel
 from hllm_jax.rl.roles import Roles, begin_roles, make_roles
 from hllm_jax.testing.models import draw_params, tiny_config, tiny_model
 from hllm_jax.testing.tokenizer import ByteTokenizer
-from hllm_jax.training.pretrained import OpenPretrained
+from hllm_jax.training.checkpoints import Checkpoints
+from hllm_jax.training.pretrained import OpenPretrained, save_weights
 
 LORA = LoRAConfig(rank=2)
 SCORE = tiny_config(head="score", layers=1)
@@ -154,6 +157,39 @@ def test_a_reward_model_has_a_score_and_the_same_tokenizer(monkeypatch: pytest.M
     other = types.SimpleNamespace(fingerprint="another")
     with pytest.raises(ValueError, match="has another tokenizer than ours"):
         opened(SCORE, other)
+
+
+def test_a_reward_run_on_the_same_base_shares_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_weights(tmp_path / "base", POLICY.config, PARAMS)
+    facts = {"fingerprint": "f", "kept": "none"}
+    own = reward_of(alone=False).weights
+    assert callable(own)
+    part = own(lambda path, array: array)
+    for name, base in (("near", "base"), ("far", "another")):
+        run = tmp_path / name
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text(
+            f"{{recipe: reward, run: {{dir: {run}}}, model: {{load: x}}, train: {{steps: 1}}, "
+            "lora: {rank: 2, alpha: 4, targets: [attention/query]}}"
+        )
+        state = TrainState(np.zeros((), np.int32), dict(part), {}, (), np.zeros((2,), np.uint32))
+        stands = {**facts, "load": str((tmp_path / base / "checkpoints" / "00000000").resolve())}
+        with Checkpoints(run / "checkpoints") as checkpoints:
+            checkpoints.save(state, {"model": spec_to_dict(SCORE), "base": stands}, weights_only=True)
+    model, tokenizer = ModelConfig(load=str(tmp_path / "base")), ByteTokenizer()
+    opened = reward_model.open_reward_model(str(tmp_path / "near"), tokenizer, model, LORA)
+    assert opened.adapters == LoRAConfig(rank=2, alpha=4, targets=("attention/query",))
+    assert opened.base == "f"
+    assert callable(opened.weights)
+    assert same(opened.weights(lambda path, array: array), part)
+    assert same(begun(LORA, opened)[1]["reward"], part)
+    # On another base it is a whole model, and so it is for a policy that is trained whole.
+    for path, adapters in (("far", LORA), ("near", None)):
+        monkeypatch.setattr(
+            reward_model, "open_pretrained", lambda path: OpenPretrained(SCORE, tokenizer, lambda *_: {})
+        )
+        opened = reward_model.open_reward_model(str(tmp_path / path), tokenizer, model, adapters)
+        assert (opened.adapters, opened.base) == (None, None)
 
 
 def test_with_adapters_a_7b_holds_less_than_a_third_of_four_models() -> None:
