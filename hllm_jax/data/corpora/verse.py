@@ -91,7 +91,8 @@ def learn(archive: Path) -> Verse:
     shaped = (lines_of("".join(lines)) for lines in poems.values())
     ends = [[line[-1] for line in lines[1::2]] for lines in shaped if form_of(lines) is not None]
     level = [each for each in ends if all(tones.get(end) in (LEVEL, EITHER) for end in each)]
-    return Verse(tones, rhymes_of(seeds(primer), level))
+    rhymes = rhymes_of(seeds(primer), level)
+    return Verse(tones, {end: groups for end, groups in rhymes.items() if tones.get(end) in (LEVEL, EITHER)})
 
 
 def tones_of(poems: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, str]:
