@@ -44,6 +44,10 @@ class LanguageModel:
     def __init__(self, model: Model, variables: dict[str, Any], tokenizer: Tokenizer | None) -> None:
         if not isinstance(model, Decoder):
             raise ValueError(f"a {model.config.architecture} does not continue text: a decoder is needed")
+        if model.config.head == "score":
+            raise ValueError(
+                "this decoder gives texts a score, not logits: it is a reward model, which does not write"
+            )
         self.config, self.model, self.variables, self.tokenizer = model.config, model, variables, tokenizer
         self.engine = Engine(model, variables, tokenizer or Ids(model.config.vocab_size))
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -21,16 +22,23 @@ from hllm_jax.interop.meta import open_meta
 from hllm_jax.interop.registry import Source, resolve
 from hllm_jax.interop.safetensors import write_safetensors
 from hllm_jax.models.families import Family, families
+from hllm_jax.models.families.forms import Same
 from hllm_jax.models.families.llama_meta import META_NAMES, from_params
 from hllm_jax.models.families.published import ConfigRefused
+from hllm_jax.models.families.table import row
 from hllm_jax.models.layout import flat_unrolled, parameter_shapes, stacked_path
-from hllm_jax.models.spec import Spec
+from hllm_jax.models.spec import DecoderConfig, Spec
 from hllm_jax.tokenizers.errors import NoTokenizer
 
 if TYPE_CHECKING:
     from hllm_jax.models.families.forms import Shape
     from hllm_jax.models.families.table import Table, Tensors
     from hllm_jax.tokenizers.tokenizer import Tokenizer
+
+
+#: What the name of a class of `transformers` ends with whose models give a text a number, or a class.
+CLASSIFIER = "ForSequenceClassification"
+_LANGUAGE_MODEL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 
 
 class UnreadableModel(ValueError):
@@ -215,15 +223,29 @@ def save_hf(
         ValueError: the format cannot say what the config or the tree holds.
     """
     folder = Path(folder)
-    page, published = export_page("to_hf", config, family)
+    if isinstance(config, DecoderConfig) and config.head == "both":
+        raise ConfigRefused("head is 'both', and a class of transformers has logits or a score")
+    scored = isinstance(config, DecoderConfig) and config.head == "score"
+    said = dataclasses.replace(config, head="logits") if scored else config  # pyrefly: ignore
+    page, published = export_page("to_hf", said, family)
+    names = page.HF_NAMES
+    if scored:
+        names = with_score_row(names)
+        published |= {
+            "architectures": [_LANGUAGE_MODEL.sub(CLASSIFIER, name) for name in published["architectures"]],
+            "id2label": {"0": "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+        }
     flat = flat_unrolled(params)
     expect(flat, parameter_shapes(config))
     dtypes = {str(np.asarray(leaf).dtype) for leaf in flat.values()}
     if len(dtypes) == 1:
         published["dtype"] = published["torch_dtype"] = dtypes.pop()
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / WEIGHTS, page.HF_NAMES.save(flat))
+    write_safetensors(folder / WEIGHTS, names.save(flat))
     if tokenizer is not None:
+        if scored:  # by which transformers finds the last token of a row
+            published["pad_token_id"] = tokenizer.pad_id
         published["bos_token_id"], published["eos_token_id"] = tokenizer.bos_id, list(tokenizer.stop_ids)
         tokenizer.save(folder)
     partial = folder / (CONFIG + ".partial")
@@ -243,7 +265,10 @@ def _open(model: str | os.PathLike[str] | Source) -> Opened:
 def _open_hf(path: Path) -> Opened:
     folder = HFFolder(path)
     page, spec = _read("HF_TYPES", folder.config.get("model_type"), folder.where, folder.config)
-    return Opened(with_heads_of(page, spec, folder), page.HF_NAMES, folder, _tokenizer_in(path))
+    spec = with_score_of(with_heads_of(page, spec, folder), folder)
+    scored = isinstance(spec, DecoderConfig) and spec.head == "score"
+    names = with_score_row(page.HF_NAMES) if scored else page.HF_NAMES
+    return Opened(spec, names, folder, _tokenizer_in(path))
 
 
 def _open_gguf(path: Path) -> Opened:
@@ -325,6 +350,28 @@ def with_heads_of(page: Family, spec: Spec, tensors: Tensors) -> Spec:
         return dataclasses.replace(spec, **found)
     except Invalid as error:
         raise UnreadableModel(f"{tensors.where}: {error}") from error
+
+
+def with_score_of(spec: Spec, folder: HFFolder) -> Spec:
+    """The spec of a decoder with a head that gives a number, where its folder says that it has one.
+
+    Raises:
+        UnreadableModel: it has several classes.
+    """
+    told = (folder.config.get("architectures") or [""])[0]
+    if not isinstance(spec, DecoderConfig) or not told.endswith(CLASSIFIER):
+        return spec
+    classes = len(folder.config.get("id2label") or (0, 1))
+    if classes != 1:
+        raise UnreadableModel(
+            f"{folder.where} is a {told} of {classes} classes: of decoders only a score is read, num_labels=1"
+        )
+    return dataclasses.replace(spec, head="score")
+
+
+def with_score_row(names: Table) -> Table:
+    """The names of a family's tensors, and that of the head of its `…ForSequenceClassification`."""
+    return dataclasses.replace(names, rows=(*names.rows, row("score.weight", "score", Same(lead=1))))
 
 
 def export_page(way: str, config: Spec, family: str | None) -> tuple[Family, dict[str, Any]]:

@@ -173,7 +173,10 @@ class Planning:
         with compiling_for(topology.chip.platform):
             model = self.spec.build(config.model.execution.resolve())
             steps = config.train.steps or 1
-            _, self.layout, self.step = recipe.make_step(config, model, self.mesh, steps)
+            try:
+                _, self.layout, self.step = recipe.make_step(config, model, self.mesh, steps)
+            except RuntimeError as error:  # of tracing the model for its shapes
+                raise self._stopped(error) from error
 
     def plan(self, tokens: float | None) -> Plan:
         from hllm_jax.parallel.planning.roofline import step_time
@@ -237,17 +240,20 @@ class Planning:
         except RuntimeError as error:
             refusal = read_refusal(str(error))
             if refusal is None:
-                words = str(error).strip().splitlines()
-                said = words[0][:300] if words else type(error).__name__
-                remedy = ""
-                if self.topology.chip.platform == "gpu" and "cudnn" in said.lower():
-                    remedy = "; it is only found where a GPU is, model.attention=plain plans without it"
-                raise PlanError(
-                    f"the step could not be compiled for {self.topology.name}, not for want of memory: "
-                    f"{said}{remedy}"
-                ) from error
+                raise self._stopped(error) from error
             return None, refusal, time.perf_counter() - begun
         return compiled, None, time.perf_counter() - begun
+
+    def _stopped(self, error: RuntimeError) -> PlanError:
+        """Why there is no program, where it is not for want of memory."""
+        words = str(error).strip().splitlines()
+        said = words[0][:300].rstrip(".") if words else type(error).__name__
+        remedy = ""
+        if self.topology.chip.platform == "gpu" and "cudnn" in said.lower():
+            remedy = "; cuDNN comes with `make setup EXTRAS=cuda12`, model.attention=plain plans without it"
+        return PlanError(
+            f"the step could not be compiled for {self.topology.name}, not for want of memory: {said}{remedy}"
+        )
 
     def with_layers(self, layers: int, topology: Topology, devices: list[Any]) -> Planning:
         """The same for a model of so many layers on other chips."""

@@ -124,6 +124,11 @@ class GRPOConfig:
                     f"is not used by truncation: {self.truncation}",
                 ),
                 (
+                    self.truncation == "penalise" and not self.truncation_value > 0,
+                    "truncation_value",
+                    f"{self.truncation_value}: above 0, it is subtracted from the score",
+                ),
+                (
                     self.kl_limit is not None and self.kl_limit <= 0,
                     "kl_limit",
                     f"{self.kl_limit}: above 0, or null for none",

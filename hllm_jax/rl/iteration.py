@@ -124,6 +124,7 @@ class Iteration:
         self._update = make_update(loss, optimizer, layout, accumulation, reduce_dtype)
         self._everywhere = NamedSharding(layout.mesh, PartitionSpec())
         self._programs: dict[str, Any] = {}
+        self._peak: int | None = None
         self._numbers: list[jax.Array] = []
         self._means = jax.jit(_means)
 
@@ -193,8 +194,8 @@ class Iteration:
                 )
                 for name, array in batch.items()
             }
-        dropout = jax.random.fold_in(jax.random.fold_in(key, 0), number)
-        state, metrics = self._update(state, frozen, batch, dropout)
+        of_update = jax.random.fold_in(jax.random.fold_in(key, 0), number)
+        state, metrics = self._update(state, frozen, batch, of_update)
         last = number + 1 == self.updates
         if self.adapt is not None:
             adapted = self.adapt(state.control, seen)
@@ -210,8 +211,7 @@ class Iteration:
         Raises:
             KLLimitError: the rollout is further from the reference than `kl_limit`; the state is saved.
         """
-        if not self._programs:
-            self.compile(state, batch)
+        self.compile(state, batch)
         begun = time.perf_counter()
         trainable, frozen, programs = state.trainable, state.frozen, self._programs
         rollout, rows = programs["sample"](trainable, frozen, state.rng, state.step, batch)
@@ -258,8 +258,7 @@ class Iteration:
         found: list[tuple[jax.Array, ...]] = []
         for number, prompts in enumerate(batches):
             batch = self.layout.put(local_part(self.layout, prompts))
-            if not self._programs:
-                self.compile(state, batch)
+            self.compile(state, batch)
             held_out = jax.device_put(np.asarray(-1 - number, np.int32), self._everywhere)
             rollout, rows = self._programs["sample"](
                 state.trainable, state.frozen, state.rng, held_out, batch
@@ -273,19 +272,23 @@ class Iteration:
         return dict(zip(("eval/reward", "eval/ended", "eval/answer_length"), means.tolist(), strict=True))
 
     def compile(self, state: TrainState, batch: Batch) -> int | None:
-        """Compile for these shapes, and refuse any others from now on.
+        """Compile for these shapes, and refuse any others from now on. Once: an evaluation before the first
+        iteration may have done so.
 
         Returns:
             The most bytes a device will hold, as far as the compiler says.
         """
+        if self._programs:
+            return self._peak
         lowered = self._lowered(state, batch)
         self._programs = {name: program.compile() for name, program in lowered.items()}
         self._numbers = [
             jax.device_put(np.asarray(number, np.int32), self._everywhere) for number in range(self.updates)
         ]
         analyses = [program.memory_analysis() for program in self._programs.values()]
-        peak = max(int(getattr(analysis, "peak_memory_in_bytes", 0) or 0) for analysis in analyses)
-        return peak or None
+        peaks = (int(getattr(analysis, "peak_memory_in_bytes", 0) or 0) for analysis in analyses)
+        self._peak = max(peaks) or None
+        return self._peak
 
     def lower(self, state: TrainState, batch: Mapping[str, Any]) -> jax.stages.Lowered:
         """The update for these shapes, which is what needs the most memory, ready to be compiled."""

@@ -64,6 +64,7 @@ SHRUNK = {
         "grpo.kl_limit": "null",
     },
 }
+SHRUNK["reward"] = SHRUNK["dpo"] = SHRUNK["sft"] | {"train.sequence_length": "64"}
 SHRUNK["ppo"] = {name: value for name, value in SHRUNK["grpo"].items() if name != "grpo.kl_limit"} | {
     "reward.kind": "model",
     "reward.path": "runs/scorer",
@@ -75,12 +76,15 @@ SOURCES = {
     "pretrain": "[{name: shakespeare, limit: 1}]",
     "sft": "[{name: chatterbot-en, limit: 100}]",
     "finetune": "[{path: examples.jsonl}]",
+    "reward": "[{path: pairs.jsonl}]",
+    "dpo": "[{path: pairs.jsonl}]",
     "grpo": "[{path: questions.jsonl}]",
     "ppo": "[{path: questions.jsonl}]",
 }
 # What a run evaluates beside the loss, where it is not the text as a whole that it predicts.
 SCORES = {"pretrain/bert-tiny": "eval/pair_accuracy", "pretrain/t5-tiny": "eval/perplexity"}
 SCORES |= {"finetune/tiny": "eval/f1"}
+SCORES |= {name: "eval/longer_wins" for name in CONFIGS if name.startswith(("reward/", "dpo/"))}
 SCORES |= {
     f"{recipe}/{name}": "eval/reward"
     for recipe in ("grpo", "ppo")
@@ -119,9 +123,19 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    assert {"pretrain", "sft", "tokenizer", "finetune", "plan", "lora", "grpo", "ppo"} <= {
-        name.split("/")[0] for name in CONFIGS
-    }
+    folders = {name.split("/")[0] for name in CONFIGS}
+    assert {
+        "pretrain",
+        "sft",
+        "tokenizer",
+        "finetune",
+        "plan",
+        "lora",
+        "reward",
+        "dpo",
+        "grpo",
+        "ppo",
+    } <= folders
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
     assert len(CONFIGS) >= 16
 
@@ -138,6 +152,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sides = (("坏", "negative"), ("好", "positive"))
         examples = [{"text": f"{n} {side}", "label": label} for n in range(200) for side, label in sides]
         write_jsonl(folder / "examples.jsonl", examples)
+        answers = [{"prompt": f"{n}?", "chosen": "好", "rejected": "坏" * (n % 3 + 1)} for n in range(200)]
+        write_jsonl(folder / "pairs.jsonl", answers)
         questions = [{"question": f"{n} and 1?", "answer": f"{n + 1}"} for n in range(200)]
         write_jsonl(folder / "questions.jsonl", questions)
     return folder

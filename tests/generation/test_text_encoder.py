@@ -217,5 +217,8 @@ def test_each_class_is_for_its_kind_of_model(tmp_path: Path, model: TextEncoder)
     with pytest.raises(ValueError, match="a decoder embeds no text"):
         TextEncoder(decoder, {"params": params}, None)
     assert model.tokenizer is not None
+    scorer, params = tiny_model(tiny_config(head="score"))
+    with pytest.raises(ValueError, match="it is a reward model, which does not write"):
+        LanguageModel(scorer, {"params": params}, None)
     with pytest.raises(ValueError, match="a encoder does not continue text"):
         LanguageModel(model.model, model.variables, model.tokenizer)

@@ -152,13 +152,13 @@ def test_adapters_train_as_on_one_device(
 ) -> None:
     """Their base lies as the rules say, is gathered where it is used, and does not move."""
     lora = LoRAConfig(rank=2, **options)
-    (wanted_losses, wanted), (losses, state) = (
-        trained(*parts(strategy, sizes, devices, accumulation=2, lora=lora, layers=1), 5)
-        for sizes, devices in (({}, 1), (mesh, 8))
-    )
+    settings: dict[str, Any] = {"accumulation": 2, "lora": lora, "layers": 1}
+    wanted_losses, wanted = trained(*parts(strategy, {}, 1, **settings), 5)
+    layout, step = parts(strategy, mesh, 8, **settings)
+    before = jax.device_get(begun(layout))
+    losses, state = trained(layout, step, 5)
     np.testing.assert_allclose(losses, wanted_losses, rtol=0, atol=1e-5)
     assert_close(state.trainable, wanted.trainable)
-    before = jax.device_get(begun(parts("ddp", {}, 1, lora=lora, layers=1)[0]))
     jax.tree.map(np.testing.assert_array_equal, state.frozen, before.frozen)
     moved = jax.tree.map(np.array_equal, state.trainable, before.trainable)
     assert not any(jax.tree.leaves(moved))

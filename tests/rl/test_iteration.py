@@ -155,6 +155,11 @@ def test_at_rest_nothing_changes_then_it_learns_and_stops_where_the_kl_is_too_la
     now.reward = vowels
     state, prompts = begun(now.layout), Prompts()
     before = arrays(state)
+    # An evaluation comes before the loop compiles; nothing is compiled again.
+    held_out = now.iteration.measure(state, [prompts[50], prompts[51]])
+    assert held_out == now.iteration.measure(state, [prompts[50], prompts[51]])
+    assert 1 <= held_out["eval/answer_length"] <= T
+    assert now.iteration.compile(state, now.layout.put(prompts[0])) is not None
     values: dict[str, float] = {}
     n = 0
     with pytest.raises(KLLimitError, match=r"after \d+ iterations the KL is .* kl_limit is 0.02"):  # noqa: PT012

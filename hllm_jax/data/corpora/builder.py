@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from hllm_jax.config import cache_dir
@@ -26,6 +27,10 @@ FEATURES: dict[str, Any] = {
     },
     "preference": {name: tfds.features.Text() for name in ("prompt", "chosen", "rejected")},
     "labelled": {"text": tfds.features.Text(), "label": tfds.features.Text()},
+    "verse": {
+        **{name: tfds.features.Text() for name in ("prompt", "response")},
+        **dict.fromkeys(("lines", "characters"), np.int32),
+    },
     "tagged": {name: tfds.features.Sequence(tfds.features.Text()) for name in ("tokens", "labels")},
 }
 

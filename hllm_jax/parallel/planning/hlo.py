@@ -28,6 +28,9 @@ COLLECTIVES = (
 #: (scores again, that of the probabilities, two results) and of queries (one result).
 KERNELS = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
 
+#: The same of cuDNN, by the end of the name of its calls; the backward pass is one kernel.
+CUDNN = {"Softmax": 2, "SoftmaxBackward": 5}
+
 #: Bytes of an element.
 SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2}
 SIZES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0}
@@ -210,8 +213,15 @@ class Program:
         return 0.0
 
     def _attention(self, instruction: Instruction) -> float:
-        """Of the Splash kernels, into which nobody sees: products of `[L, h]` and `[L, L]`, of which a causal
-        mask leaves half."""
+        """Of kernels into which nobody sees: products of `[L, h]` and `[L, L]`, of which a causal mask leaves
+        half. All of Splash are causal, those of cuDNN say it."""
+        if cudnn := re.search(
+            r'custom_call_target="__cudnn\$fmha\w*?(Softmax(?:Backward)?)"', instruction.rest
+        ):
+            query, key = (self._type(name) for name in instruction.operands[:2])  # [B, L, H, h], [B, S, K, h]
+            causal = re.search(r'"mask_type":\s*"\w*CAUSAL', instruction.rest) is not None
+            seen = (key.shape[1] + 1) / 2 if causal else key.shape[1]
+            return CUDNN[cudnn[1]] * 2.0 * query.elements * seen
         products = next((n for name, n in KERNELS.items() if instruction.name.startswith(name)), 0)
         if not products:
             return 0.0

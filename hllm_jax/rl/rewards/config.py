@@ -84,4 +84,8 @@ class RewardConfig:
             raise ValueError(
                 "reward.kind=model runs on the devices, beside the policy; there is nothing to call"
             )
+        if self.path == "poem":
+            from hllm_jax.data.corpora.verse import verse
+
+            verse()  # fetched and counted once, outside of any time-out
         return Reward(self)

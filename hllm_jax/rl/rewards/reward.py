@@ -80,7 +80,7 @@ class Reward:
                 f"have no reward, the first is\n  prompt {prompt}\n  completion {completion}\n"
                 "Correct the function, or set reward.on_error to skip or to a number"
             )
-        self.empty_calls = self.empty_calls + 1 if len(missing) == len(prompts) else 0
+        self.empty_calls = self.empty_calls + 1 if missing and len(missing) == len(prompts) else 0
         if self.empty_calls >= PATIENCE:
             raise RewardError(
                 f"reward {self.config.path}: {PATIENCE} calls in a row gave not one reward: {missing[0][1]}"

@@ -246,3 +246,22 @@ def test_data_parallel_training_reduces_every_gradient_once() -> None:
     assert {each.axis for each in found} == {"data"}
     assert {each.op for each in found} == {"all-reduce"}
     assert 0 <= reduced - weights < 16, "the gradient, and some scalars"
+
+
+@pytest.mark.parametrize(
+    ("call", "mask", "expected"),
+    [
+        ("fmhaScaleBiasSoftmax", "CAUSAL", 2 * 2 * 8 * 9 / 2),
+        ("fmhaSoftmax", "NO_MASK", 2 * 2 * 8 * 8),
+        ("fmhaSoftmaxBackward", "PADDING_CAUSAL", 5 * 2 * 8 * 9 / 2),
+    ],
+)
+def test_attention_of_cudnn_counts_its_products(call: str, mask: str, expected: float) -> None:
+    """Two rows of 8 tokens, 4 heads of 16 numbers on 2 of keys: 2·4·16 numbers for every pair of tokens."""
+    program = entry(
+        "bf16[2,8,4,16]{3,2,1,0} parameter(1)",
+        "bf16[2,8,2,16]{3,2,1,0} parameter(2)",
+        "(bf16[2,4,8,16]{3,1,2,0}, f32[2,4,8]{2,1,0}) custom-call(%made.0, %made.1, %made.1), "
+        f'custom_call_target="__cudnn${call}", backend_config={{"mask_type": "{mask}"}}',
+    )
+    assert program.flops() == (2 * 4 * 16 * expected, 0)

@@ -91,7 +91,8 @@ def test_a_function_scores_texts_with_their_records(make: Any) -> None:
     assert found.dtype == np.float32
     assert found.tolist() == [1.5, -1.0]
     assert reward.counts == {"asked": 2, "raised": 0, "timed_out": 0, "not_finite": 0}
-    assert reward([], [], []).tolist() == []
+    for _ in range(4):
+        assert reward([], [], []).tolist() == []
     with pytest.raises(ValueError, match="1 prompts, 2 completions"):
         reward(["a"], ["b", "c"], [{}])
 
