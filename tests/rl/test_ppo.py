@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hllm_jax.objectives.sums import mean
+from hllm_jax.parallel.config import Strategy
 from hllm_jax.parallel.state import flatten
 from hllm_jax.rl import ppo
 from hllm_jax.rl.config import RolloutConfig
@@ -243,10 +244,10 @@ def test_a_resumed_run_goes_on_exactly(lora: bool, tmp_path: Path) -> None:
     assert resumed["loss"] == metrics["loss"]
 
 
-def gradient_step(accumulation: int, devices: int) -> dict[Any, np.ndarray]:
+def gradient_step(accumulation: int, devices: int, strategy: Strategy = "ddp") -> dict[Any, np.ndarray]:
     """What one update of a fixed rollout makes of the weights of a seed."""
     settings = RolloutConfig(prompt_window=2, max_tokens=3)
-    w = world(first_token, settings, 32, devices=devices, accumulation=accumulation)
+    w = world(first_token, settings, 32, devices=devices, strategy=strategy, accumulation=accumulation)
     state, rng = w.begin(), np.random.default_rng(3)
     lengths = rng.integers(2, 6, 32)
     places = np.arange(5)[None, :]
@@ -283,8 +284,14 @@ class Plain:
 @pytest.mark.slow
 def test_any_split_of_a_rollout_gives_the_same_gradient() -> None:
     whole = gradient_step(1, 1)
-    for accumulation, devices in ((2, 1), (4, 1), (1, 8), (4, 8)):
-        parts = gradient_step(accumulation, devices)
+    splits: tuple[tuple[int, int, Strategy], ...] = (
+        (2, 1, "ddp"),
+        (4, 1, "ddp"),
+        (1, 8, "ddp"),
+        (4, 8, "zero3"),
+    )
+    for split in splits:
+        parts = gradient_step(*split)
         for path, leaf in whole.items():
             np.testing.assert_allclose(parts[path], leaf, rtol=1e-5, atol=1e-6, err_msg=str(path))
 
