@@ -62,6 +62,9 @@ SHRUNK = {
         "rollout.prompt_window": "48",
         "rollout.max_tokens": "8",
         "grpo.kl_limit": "null",
+        "reward.kind": "verifier",
+        "reward.path": "number",
+        "reward.options": "{}",
     },
 }
 SHRUNK["reward"] = SHRUNK["dpo"] = SHRUNK["sft"] | {"train.sequence_length": "64"}
@@ -83,7 +86,7 @@ SOURCES = {
 }
 # What a run evaluates beside the loss, where it is not the text as a whole that it predicts.
 SCORES = {"pretrain/bert-tiny": "eval/pair_accuracy", "pretrain/t5-tiny": "eval/perplexity"}
-SCORES |= {"finetune/tiny": "eval/f1"}
+SCORES |= {"finetune/tiny": "eval/f1", "grpo/verse": "eval/reward"}
 SCORES |= {name: "eval/longer_wins" for name in CONFIGS if name.startswith(("reward/", "dpo/"))}
 SCORES |= {
     f"{recipe}/{name}": "eval/reward"
