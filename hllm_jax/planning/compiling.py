@@ -73,7 +73,7 @@ class Plan:
         compile_seconds: how long the compiler took.
         pipeline: `PipelineConfig.facts`, where there are stages. What a stage computes while it is idle, and
             nobody reads, is among `flops`, and so in the predicted time.
-        roles: `states` of each of several models in the state (`base` is what they share); None: there is one.
+        roles: `states` of each of several models in the state (`base`: what they share); None: there is one.
     """
 
     config: str
