@@ -62,7 +62,7 @@ class Config:
         if self.model.load is None:
             raise Invalid(("model.load", "a policy starts from a model: a run folder, a file or a name"))
         check_sections(self.model, self.train, self.schedule, lora=self.lora)
-        check_pairs(self.data)
+        check_pairs(self.data, self.pairs, self.dpo.loss)
 
     @property
     def has_copy(self) -> bool:

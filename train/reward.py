@@ -82,7 +82,7 @@ class Config:
         if self.train.logit_chunks > 1:
             raise Invalid(("train.logit_chunks", "is not used: a reward model has no logits"))
         check_sections(self.model, self.train, self.schedule, lora=self.lora)
-        check_pairs(self.data)
+        check_pairs(self.data, self.pairs, "a reward model")
 
 
 def make_head(config: Config, spec: Spec) -> Spec:

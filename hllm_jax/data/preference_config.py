@@ -19,9 +19,12 @@ class PairDataConfig:
     Attributes:
         form: `chat`: prompt and answer are rendered by the chat template, whose span of the answer is what
             counts. `text`: the answer goes on where the prompt ends, and the end of text is part of it.
+        unpaired: records are single answers, good or bad (`{"prompt", "completion", "label"}`), and one side
+            of each row is empty: for KTO.
     """
 
     form: Literal["chat", "text"] = "chat"
+    unpaired: bool = False
 
     @property
     def described(self) -> str:
@@ -35,11 +38,15 @@ class PairDataConfig:
         from hllm_jax.data.transforms.preferences import PairRows
 
         del decoder_start
-        return PairRows(sequence_length, tokenizer.pad_id, self.form)
+        return PairRows(sequence_length, tokenizer.pad_id, self.form, self.unpaired)
 
 
-def check_pairs(data: DataConfig) -> None:
-    """Refuse a data section that pairs cannot have; for the `__post_init__` of a recipe's config.
+def check_pairs(data: DataConfig, pairs: PairDataConfig, loss: str) -> None:
+    """Refuse sections that do not go together; for the `__post_init__` of a recipe's config.
+
+    Args:
+        data, pairs: the sections.
+        loss: what is learned, for which pairs are needed unless it is `kto`.
 
     Raises:
         Invalid: names everything that does not fit.
@@ -55,6 +62,11 @@ def check_pairs(data: DataConfig) -> None:
                 data.overlong == "split",
                 "data.overlong",
                 "a pair cannot be split: choose truncate (the ends of the answers), drop or error",
+            ),
+            (
+                pairs.unpaired and loss != "kto",
+                "pairs.unpaired",
+                f"{loss} compares two answers to a prompt: single ones are for dpo.loss=kto",
             ),
         ]
     )

@@ -5,6 +5,8 @@
 - `{"chosen": [messages], "rejected": [messages]}`: what both begin with is the prompt
 - `{"prompt": "…", "answers": ["…", …], "scores": [4, 1, …]}`, or `"ranks"` (0 for the best): every two
   answers that are not alike are a pair, and together they count as one (Ouyang et al. 2022, section 3.5)
+
+and, where single answers are asked for (KTO), `{"prompt": "…", "completion": "…", "label": true}`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Comparison(NamedTuple):
     """Two answers to a prompt.
 
     Attributes:
-        chosen, rejected: the messages after the prompt; the last is the assistant's.
+        chosen, rejected: the messages after the prompt; the last is the assistant's. Of a single answer,
+            which is good or bad, the other side is empty.
         margin: how much better the first is.
     """
 
@@ -81,6 +84,20 @@ def parse_preference(value: object, where: str) -> Preference:
         prompt, chosen, rejected = common_prompt(value, where)
     check_sides(chosen, rejected, where)
     return Preference(prompt, (Comparison(chosen, rejected, number_of(value.get("margin", 0.0), where)),))
+
+
+def parse_rated(value: object, where: str) -> Preference:
+    """A single answer that is good (`label` true) or bad; errors as `parse_preference`."""
+    from hllm_jax.data.records import keys_of, shown
+
+    if not isinstance(value, dict) or not {"prompt", "completion", "label"} <= value.keys():
+        seen = f"keys {keys_of(value)}" if isinstance(value, dict) else shown(value)
+        raise DataError(f'a single answer is {{"prompt", "completion", "label"}}; seen: {seen}', where)
+    if not isinstance(value["label"], bool):
+        raise DataError(f"label is true or false, not {shown(value['label'])}", where)
+    prompt = prompt_of(value["prompt"], where)
+    answer = answer_of(value["completion"], "completion", prompt, where)
+    return Preference(prompt, (Comparison(answer, ()) if value["label"] else Comparison((), answer),))
 
 
 def parse_ranking(value: Mapping[str, Any], where: str) -> Preference:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hllm_jax.data.errors import DataError
 from hllm_jax.data.examples import FORMS as EXAMPLES
 from hllm_jax.data.examples import parse_example
-from hllm_jax.data.preferences import parse_preference
+from hllm_jax.data.preferences import parse_preference, parse_rated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,6 +171,8 @@ def parse_record(
     """
     if task in ("preference", "text_preference"):
         return Record(preference=parse_preference(value, where))
+    if task in ("rated", "text_rated"):
+        return Record(preference=parse_rated(value, where))
     if task is not None:
         example = parse_example(value, where) if isinstance(value, dict) else None
         if example is None or example.kind != task:

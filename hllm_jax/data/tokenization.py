@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hllm_jax.tokenizers.tokenizer import Tokenizer
 
 #: What records are, where they are neither texts nor conversations.
-RecordTask = Literal["sequence", "tokens", "span", "preference", "text_preference"]
+RecordTask = Literal["sequence", "tokens", "span", "preference", "text_preference", "rated", "text_rated"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Tokenization:
         sentences: keep where sentences begin.
         words: keep which tokens begin a word, as this segmenter sees it.
         pairs: records are pairs of texts, kept as the tokens of both, with weight 1 on the second.
-        task: records are examples of this kind of task, see `tokenize_example`; or preferences, rendered by
-            the chat template or as plain texts, see `tokenize_preference`.
+        task: records are examples of this kind of task, see `tokenize_example`; or preferences and rated
+            answers, rendered by the chat template or as plain texts, see `tokenize_preference`.
         classes: names of the classes of a task, in the order of their numbers.
         prompts: records are asked; what is kept is what stands before the answer, and the whole record.
     """
@@ -115,8 +115,7 @@ def tokenize_pairs(
 def label_columns(form: Tokenization) -> int:
     """How many numbers come with every example: its class, where the answer begins and ends, or those of a
     preference."""
-    columns = {None: 0, "sequence": 1, "tokens": 0, "span": 2, "preference": 4, "text_preference": 4}
-    return columns[form.task]
+    return {None: 0, "sequence": 1, "tokens": 0, "span": 2}.get(form.task, 4)
 
 
 def tokenize_example(
@@ -188,14 +187,19 @@ def tokenize_preference(
     Raises:
         DataError: the template does not say where the answer is, or the tokens of both are the same.
     """
-    render = _rendered if form.task == "preference" else _joined
+    of_answer = _rendered if form.task in ("preference", "rated") else _joined
+
+    def render(answer: Messages) -> tuple[list[int], list[int]]:
+        return of_answer(preference.prompt, answer, tokenizer, place) if answer else ([], [])
+
     for pair in preference.comparisons:
-        chosen, chosen_weights = render(preference.prompt, pair.chosen, tokenizer, place)
-        rejected, rejected_weights = render(preference.prompt, pair.rejected, tokenizer, place)
+        (chosen, chosen_weights), (rejected, rejected_weights) = render(pair.chosen), render(pair.rejected)
         both = min(len(chosen), len(rejected))
         differ = next((i for i in range(both) if chosen[i] != rejected[i]), both)
         if chosen == rejected:
             raise DataError("chosen and rejected are the same tokens", place)
+        if not both:  # a single answer: what has to fit into a row is its beginning
+            differ = [*chosen_weights, *rejected_weights].index(1)
         numbers = (len(chosen), differ, *bits_of(pair.margin, 1.0 / len(preference.comparisons)))
         yield [*chosen, *rejected], [*chosen_weights, *rejected_weights], numbers
 

@@ -58,8 +58,6 @@ class Plan:
         parameters: of the model.
         per_device: memory.
         states: bytes a device of `params`, `grads` and `optimizer`.
-        roles: the same for each of several models in the state (`base` is what they share); None: there is
-            one.
         collectives: of a step, of one device.
         flops: of a step, of one device, as compiled; None where the compiler refused.
         model_flops: of a step, of one device, as the model needs them.
@@ -75,6 +73,7 @@ class Plan:
         compile_seconds: how long the compiler took.
         pipeline: `PipelineConfig.facts`, where there are stages. What a stage computes while it is idle, and
             nobody reads, is among `flops`, and so in the predicted time.
+        roles: `states` of each of several models in the state (`base`: what they share); None: there is one.
     """
 
     config: str
@@ -85,7 +84,6 @@ class Plan:
     parameters: int
     per_device: PerDevice
     states: dict[str, int]
-    roles: dict[str, dict[str, int]] | None
     collectives: list[Collective]
     flops: float | None
     model_flops: float
@@ -99,6 +97,7 @@ class Plan:
     advice: list[str]
     compile_seconds: float
     pipeline: dict[str, Any] | None = None
+    roles: dict[str, dict[str, int]] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""

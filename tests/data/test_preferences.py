@@ -91,7 +91,7 @@ RECORDS = [
 
 
 def batches(folder: Path, records: list[dict[str, Any]], length: int = 48, **more: Any) -> Any:
-    form = more.pop("form", "chat")
+    pairs = PairDataConfig(form=more.pop("form", "chat"), unpaired=more.pop("unpaired", False))
     path = write_jsonl(folder / "pairs.jsonl", records)
     source = SourceConfig(path=str(path), malformed=more.pop("malformed", "error"))
     data = DataConfig(
@@ -102,7 +102,7 @@ def batches(folder: Path, records: list[dict[str, Any]], length: int = 48, **mor
         **{"shuffle": False} | more,
     )
     shape: dict[str, Any] = {"batch_size": 8, "sequence_length": length, "seed": 0, "epochs": 1}
-    return data.build(ByteTokenizer(), objective=PairDataConfig(form=form), **shape)
+    return data.build(ByteTokenizer(), objective=pairs, **shape)
 
 
 def test_a_batch_of_pairs(tmp_path: Path) -> None:
@@ -142,6 +142,29 @@ def test_texts_go_on_where_the_prompt_ends(tmp_path: Path) -> None:
     assert tokenizer.decode(batch["chosen_tokens"][0][weights].tolist()) == "long answer<|eos|>"
     with pytest.raises(DataError, match=r"pairs\.form is text: set it to chat"):
         batches(tmp_path, RECORDS[1:2], form="text")
+
+
+def test_single_answers_are_pairs_with_an_empty_side(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "p", "completion": "good", "label": True},
+        {"prompt": "q", "completion": "bad", "label": False},
+        {"prompt": "x" * 30, "completion": "nothing of it fits", "label": True},
+    ]
+    found = batches(tmp_path, records, 24, form="text", unpaired=True)
+    batch = found[0]
+    assert batch["pair_weights"].sum() == 2
+    assert batch["chosen_weights"].sum(axis=1)[:2].tolist() == [5, 0]
+    assert batch["rejected_weights"].sum(axis=1)[:2].tolist() == [0, 4]
+    assert batch["rejected_segment_ids"][0].sum() == batch["chosen_segment_ids"][1].sum() == 0
+    assert (found.stats["dropped_untrained"], found.stats["trained_tokens"]) == (1, 9)
+    assert batches(tmp_path, records[:2], unpaired=True)[0]["chosen_weights"][0].sum() > 0
+    for record, message in (
+        (RECORDS[0], "a single answer is .*; seen: keys 'prompt', 'chosen'"),
+        (records[0] | {"label": 1}, "label is true or false, not int 1"),
+        (records[0] | {"completion": " "}, "completion is an empty answer"),
+    ):
+        with pytest.raises(DataError, match=message):
+            batches(tmp_path, [record], unpaired=True)
 
 
 def test_what_is_too_long_is_cut_dropped_or_refused_and_counted(tmp_path: Path) -> None:
@@ -189,11 +212,15 @@ def test_all_answers_to_a_prompt_are_on_the_same_side_of_the_split(tmp_path: Pat
 
 
 def test_sections_that_pairs_cannot_have_are_refused() -> None:
-    check_pairs(DataConfig(packing="none"))
+    data, pairs = DataConfig(packing="none"), PairDataConfig()
+    check_pairs(data, pairs, "dpo")
+    check_pairs(data, PairDataConfig(unpaired=True), "kto")
     with pytest.raises(Invalid, match="every pair has a row of its own"):
-        check_pairs(DataConfig(packing="first_fit"))
+        check_pairs(DataConfig(packing="first_fit"), pairs, "dpo")
     with pytest.raises(Invalid, match="a pair cannot be split"):
-        check_pairs(DataConfig(packing="none", overlong="split"))
+        check_pairs(DataConfig(packing="none", overlong="split"), pairs, "dpo")
+    with pytest.raises(Invalid, match="dpo compares two answers to a prompt"):
+        check_pairs(data, PairDataConfig(unpaired=True), "dpo")
 
 
 def test_both_sides_are_shown(tmp_path: Path) -> None:

@@ -201,6 +201,24 @@ def test_a_mismatched_pair_is_this_prompt_with_the_next_answer() -> None:
         )
 
 
+def test_kto_takes_single_answers() -> None:
+    """Good and bad ones as rows with an empty side: the same examples, in the same order, as in pairs."""
+    whole = pairs(5)
+    single: dict[str, Any] = {}
+    for key, rows in whole.items():
+        single[key] = np.repeat(rows, 2, axis=0)
+        if key.startswith(("chosen", "rejected")):
+            single[key][1 if key.startswith("chosen") else 0 :: 2] = 0
+    kto = Preferences(model_of(), DPOConfig(loss="kto"))
+    point = {"baseline": np.full(ROWS, 0.3, np.float32)}
+    found = metrics(kto, whole | point)
+    assert metrics(kto, single | {"baseline": np.full(2 * ROWS, 0.3, np.float32)}) == pytest.approx(
+        found, rel=1e-5
+    )
+    # Where no other answer is there to compare with, the reference point is 0.
+    assert metrics(kto, single)["baseline"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

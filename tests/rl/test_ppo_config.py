@@ -39,6 +39,7 @@ def test_sections_that_do_not_go_together_are_refused() -> None:
         check_ppo(PPOConfig(), "model", LoRAConfig(dora=True))
     for overrides, message in (
         (["model.load=null", "model.preset=llama-2-7b"], "PPO starts from a model that writes"),
+        (["reward_base=configs/reward/tiny.yaml"], "trains a reward model, and reward.kind is verifier"),
         (["rollout.minibatches=7"], "do not divide into 7 minibatches"),
         (["rollout.top_p=0.9"], "what was cut off would have a probability in the policy"),
     ):

@@ -31,15 +31,18 @@ class PairRows:
     Args:
         length: L.
         pad_id: of the tokenizer.
-        form: see `PairDataConfig`.
+        form, unpaired: see `PairDataConfig`.
     """
 
     overlap = 0
     passes: int | None = None
 
-    def __init__(self, length: int, pad_id: int, form: Literal["chat", "text"] = "chat") -> None:
+    def __init__(
+        self, length: int, pad_id: int, form: Literal["chat", "text"] = "chat", unpaired: bool = False
+    ) -> None:
         self.length, self.pad_id = length, pad_id
-        self.form = Tokenization(task="preference" if form == "chat" else "text_preference")
+        task = "rated" if unpaired else "preference"
+        self.form = Tokenization(task=task if form == "chat" else f"text_{task}")  # pyrefly: ignore
 
     def plan(self, documents: Documents, arrangement: Arrangement) -> Plan:
         """Every pair in a row of its own; sides that are too long lose their ends, or as `overlong` says.
