@@ -158,7 +158,8 @@ def main(config: Config) -> training.TrainState:
         with run.coordinator_first("held-out data"):
             held_out = config.data.build(tokenizer, epochs=None, split="validation", **shape)
         asked = [held_out[n] for n in range(config.eval.batches)]
-        hooks.append(training.evaluate(run, lambda state: step.measure(state, asked), config.eval.every))
+        measure = functools.partial(step.measure, batches=asked, record=held_out.record)
+        hooks.append(training.evaluate(run, measure, config.eval.every))
     samples = config.log.samples
 
     def write(state: training.TrainState) -> list[dict[str, str]]:

@@ -177,7 +177,7 @@ def main(config: Config) -> training.TrainState:
             with run.coordinator_first("held-out data"):
                 held_out = config.data.build(tokenizer, epochs=None, split="validation", **shape)
             asked = [held_out[n] for n in range(config.eval.batches)]
-            measure = functools.partial(step.measure, batches=asked)
+            measure = functools.partial(step.measure, batches=asked, record=held_out.record)
             hooks.append(training.evaluate(run, measure, config.eval.every))
         samples = config.log.samples
 

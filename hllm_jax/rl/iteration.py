@@ -6,6 +6,7 @@ that it depends on is the train state and the batch of prompts, so a run goes on
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -243,7 +244,12 @@ class Iteration:
             host |= {name: np.float32(count) for name, count in self.reward.metrics.items()}
         return moving.replace(frozen=frozen), {**metrics, **seen, **host}
 
-    def measure(self, state: TrainState, batches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def measure(
+        self,
+        state: TrainState,
+        batches: Sequence[Mapping[str, Any]],
+        record: Callable[[int], dict[str, Any]],
+    ) -> dict[str, float]:
         """What the policy's answers to other prompts are worth: held-out evaluation, nothing is learned.
 
         The same numbers are drawn every time, and none of those that a rollout draws.
@@ -251,6 +257,7 @@ class Iteration:
         Args:
             state: of now.
             batches: of prompts, shaped like those of training.
+            record: gives their records, which are numbered on their own (`Batches.record`).
 
         Returns:
             `eval/reward`, `eval/ended` and `eval/answer_length`, means over all answers.
@@ -263,7 +270,7 @@ class Iteration:
             rollout, rows = self._programs["sample"](
                 state.trainable, state.frozen, state.rng, held_out, batch
             )
-            scores = self._scores(rows)
+            scores = self._scores(rows, record)
             _, _, seen = self._programs["weigh"](
                 state.trainable, state.frozen, state.control, rollout, scores
             )
@@ -352,12 +359,16 @@ class Iteration:
         lowered["update"] = update.lower(state.replace(frozen={}), state.frozen, learned, number, seen)
         return lowered
 
-    def _scores(self, rows: Rows) -> jax.Array | None:
-        """Of rows that were sampled, by Python; each process scores its own. None: the device scores them."""
+    def _scores(self, rows: Rows, record: Callable[[int], dict[str, Any]] | None = None) -> jax.Array | None:
+        """Of rows that were sampled, by Python; each process scores its own. None: the device scores them.
+
+        `record` gives the records of other prompts than those of training.
+        """
         if isinstance(self.reward, DeviceReward):
             return None
         own = self.layout.local_rows(len(rows.tokens))
-        found = self.reward.of_rows(Rows(*(array[own] for array in jax.device_get(rows))))
+        reward = self.reward if record is None else dataclasses.replace(self.reward, record=record)
+        found = reward.of_rows(Rows(*(array[own] for array in jax.device_get(rows))))
         return self.layout.put({"scores": found})["scores"]
 
     def _check_kl(self, state: TrainState, seen: Metrics) -> None:

@@ -156,8 +156,8 @@ def test_at_rest_nothing_changes_then_it_learns_and_stops_where_the_kl_is_too_la
     state, prompts = begun(now.layout), Prompts()
     before = arrays(state)
     # An evaluation comes before the loop compiles; nothing is compiled again.
-    held_out = now.iteration.measure(state, [prompts[50], prompts[51]])
-    assert held_out == now.iteration.measure(state, [prompts[50], prompts[51]])
+    held_out = now.iteration.measure(state, [prompts[50], prompts[51]], prompts.record)
+    assert held_out == now.iteration.measure(state, [prompts[50], prompts[51]], prompts.record)
     assert 1 <= held_out["eval/answer_length"] <= T
     assert now.iteration.compile(state, now.layout.put(prompts[0])) is not None
     values: dict[str, float] = {}
@@ -217,6 +217,14 @@ def test_equal_rewards_teach_nothing_and_answers_without_one_are_left_out() -> N
         now.iteration(state, now.layout.put(Prompts()[1]))
 
 
+def test_held_out_prompts_come_with_records_of_their_own() -> None:
+    now, seen = watched(), []
+    now.reward = lambda prompts, completions, records: [seen.append(each) or 0.0 for each in records]
+    prompts = Prompts()
+    now.iteration.measure(begun(now.layout), [prompts[0]], lambda number: {"held out": number})
+    assert seen == [{"held out": i // 2} for i in range(P * 2)]
+
+
 def run(folder: Path, steps: int) -> Any:
     """What a recipe does, with weights of its own for the reference."""
     started = Run.start(toy_config(folder, f"train.steps={steps}"))
@@ -263,7 +271,7 @@ def test_devices_and_microbatches_change_nothing() -> None:
         )
         state = begun(layout).replace(step=jax.device_put(np.int32(RESTING), layout.shardings.step))
         state, metrics = iteration(state, layout.put(Prompts()[0]))
-        held_out = iteration.measure(state, [Prompts()[7], Prompts()[8]])
+        held_out = iteration.measure(state, [Prompts()[7], Prompts()[8]], Prompts().record)
         found.append((arrays(state), jax.device_get(metrics), held_out))
     for weights, metrics, held_out in found[1:]:
         for one, other in zip(found[0][0], weights, strict=True):
