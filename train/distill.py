@@ -10,15 +10,13 @@ student has the teacher's tokenizer, so it may also begin from nothing, as a `mo
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
-from hllm_jax import generation, objectives, parallel, training
+from hllm_jax import generation, models, objectives, parallel, training
 from hllm_jax.config import Invalid, config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.models.config import ModelConfig
-from hllm_jax.models.layout import init_variables
 from hllm_jax.models.spec import DecoderConfig
-from hllm_jax.objectives.distillation import TEACHER, Divergence
 from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.training.config import (
     CheckpointConfig,
@@ -46,7 +44,7 @@ class DistillConfig:
     """
 
     teacher: str
-    kind: Divergence = "forward_kl"
+    kind: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     temperature: float = 1.0
     hard: float = 0.0
     mixture: float = 0.5
@@ -57,6 +55,7 @@ class DistillConfig:
                 (not self.temperature > 0, "temperature", f"{self.temperature}: larger than 0"),
                 (not 0 <= self.hard <= 1, "hard", f"{self.hard}: a share, 0 to 1"),
                 (not 0 < self.mixture < 1, "mixture", f"{self.mixture}: between 0 and 1"),
+                (self.mixture != 0.5 and self.kind != "jsd", "mixture", f"is not used by {self.kind}"),
             ]
         )
 
@@ -105,14 +104,14 @@ def make_step(
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
 
     def variables(key: Any) -> dict[str, Any]:
-        return {**init_variables(model, key), TEACHER: init_variables(master, key)}
+        return {**models.init_variables(model, key), objectives.TEACHER: models.init_variables(master, key)}
 
     layout = parallel.Layout(
         mesh,
         parallel.make_rules(config.strategy),
         model,
         optimizer,
-        trainable=lambda path: path[0] != TEACHER,
+        trainable=lambda path: path[0] != objectives.TEACHER,
         variables=variables,
     )
     layout.check_batch(config.train.batch_size, config.train.accumulation)
@@ -150,7 +149,9 @@ def main(config: Config) -> training.TrainState:
     def read_teacher(place: Any) -> dict[str, Any]:
         return {"params": teacher.read(config.model.scan_layers, lambda path, x: place(f"params/{path}", x))}
 
-    state = run.restore(layout) or layout.init(config.run.seed, params, others={(TEACHER,): read_teacher})
+    state = run.restore(layout) or layout.init(
+        config.run.seed, params, others={(objectives.TEACHER,): read_teacher}
+    )
 
     # ---- beside training: save first, then what may fail ----
     hooks = [training.save(run, config.checkpoint.every)]
@@ -164,7 +165,7 @@ def main(config: Config) -> training.TrainState:
     samples = config.log.samples
 
     def write(state: training.TrainState) -> list[dict[str, str]]:
-        own = {name: part for name, part in state.variables.items() if name != TEACHER}
+        own = {name: part for name, part in state.variables.items() if name != objectives.TEACHER}
         writer = generation.LanguageModel(model, own, tokenizer)
         texts = writer.generate(
             list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature

@@ -114,3 +114,5 @@ def test_pairs_that_do_not_go_together_are_refused(workplace: Path, monkeypatch:
         run("distill", f"model.decoder={short}", "train.sequence_length=128", "run.dir=runs/refused-2")
     with pytest.raises(ConfigError, match="larger than 0"):
         run("distill", "model.load=runs/teacher", "distill.temperature=0")
+    with pytest.raises(ConfigError, match="is not used by forward_kl"):
+        run("distill", "model.load=runs/teacher", "distill.mixture=0.3")
