@@ -18,7 +18,7 @@ from hllm_jax.config import Invalid, config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.data.prompts import PromptConfig
 from hllm_jax.models.config import LoRAConfig, ModelConfig
-from hllm_jax.parallel.config import DistributedConfig, MeshConfig, PipelineConfig, Strategy
+from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.rl.config import GRPOConfig, RolloutConfig, check_rl_sections
 from hllm_jax.rl.rewards.config import RewardConfig
 from hllm_jax.training.config import (
@@ -59,7 +59,6 @@ class Config:
     log: LogConfig = LogConfig()
     mesh: MeshConfig = MeshConfig()
     strategy: Strategy = "ddp"
-    pipeline: PipelineConfig = PipelineConfig()
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
@@ -68,7 +67,7 @@ class Config:
         if self.reward.kind == "model":
             raise Invalid(("reward.kind", "model: this recipe takes a function or a verifier"))
         check_sections(self.model, self.train, self.schedule, lora=self.lora)
-        check_rl_sections(self.rollout, self.train, grouped=True)
+        check_rl_sections(self.rollout, self.train, self.model, self.data, self.lora, grouped=True)
 
 
 def make_step(

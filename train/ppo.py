@@ -74,7 +74,7 @@ class Config:
         if self.reward_base is not None and self.reward.kind != "model":
             raise Invalid(("reward_base", f"trains a reward model, and reward.kind is {self.reward.kind}"))
         check_sections(self.model, self.train, self.schedule, lora=self.lora)
-        check_rl_sections(self.rollout, self.train)
+        check_rl_sections(self.rollout, self.train, self.model, self.data, self.lora)
         check_ppo(self.ppo, self.reward.kind, self.lora)
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hllm_jax.config import Invalid, config
 from hllm_jax.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from hllm_jax.data.config import DataConfig
+    from hllm_jax.models.config import LoRAConfig, ModelConfig
 
 #: Why what the sampler cuts off is no part of a policy.
 TRUNCATED = (
     "is not possible in a rollout: what was cut off would have a probability in the policy and none in the "
     "sampler, and the ratio of the two is what these methods learn from; choose a temperature instead"
 )
+
+#: Why there is no dropout.
+DROPPED = "is not used: there is none when answers are sampled, so there is none when they are learned from"
 
 
 @config
@@ -153,16 +160,22 @@ class GRPOConfig:
         return self.beta > 0 or self.kl_limit is not None
 
 
-def check_rl_sections(rollout: RolloutConfig, train: TrainConfig, grouped: bool = False) -> None:
+def check_rl_sections(
+    rollout: RolloutConfig,
+    train: TrainConfig,
+    model: ModelConfig,
+    data: DataConfig,
+    lora: LoRAConfig | None = None,
+    grouped: bool = False,
+) -> None:
     """Refuse sections of a recipe that do not go together; for the `__post_init__` of its config.
 
     Args:
-        rollout, train: the sections.
+        rollout, train, model, data, lora: the sections.
         grouped: answers are compared with the others to their prompt.
 
     Raises:
-        Invalid: groups of one, settings of `train` that a rollout has no use for, rows or logits that do not
-            divide.
+        Invalid: groups of one, settings that a rollout has no use for, rows or logits that do not divide.
     """
     rows, unit = train.batch_size * rollout.group, rollout.minibatches * train.accumulation
     default = TrainConfig(steps=1)
@@ -180,6 +193,13 @@ def check_rl_sections(rollout: RolloutConfig, train: TrainConfig, grouped: bool 
                 f"is not used: rows have rollout.prompt_window + rollout.max_tokens tokens, {rollout.length}",
             ),
             (train.z_loss != 0, "train.z_loss", "is not used: it belongs to the loss of pretraining"),
+            (model.dropout not in (None, 0), "model.dropout", DROPPED),
+            (lora is not None and lora.dropout > 0, "lora.dropout", DROPPED),
+            (
+                data.packing != "none",
+                "data.packing",
+                f"{data.packing} is not done: every prompt has a row of its own; set none",
+            ),
             (
                 rows % unit != 0,
                 "rollout.minibatches",

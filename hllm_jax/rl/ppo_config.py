@@ -46,6 +46,10 @@ class KLConfig:
                 ),
                 (not self.target > 0, "target", f"{self.target}: above 0 nats"),
                 (self.horizon < 1, "horizon", f"{self.horizon}: at least 1 answer"),
+                *(
+                    (self.kind == "fixed" and getattr(self, name) != default, name, "is not used by fixed")
+                    for name, default in (("target", 6.0), ("horizon", 10000), ("limit", 0.2))
+                ),
                 (not 0 < self.limit < 1, "limit", f"{self.limit}: above 0, below 1"),
             ]
         )
@@ -125,6 +129,11 @@ class PPOConfig:
                 *(
                     (not getattr(self, n) >= 0, n, f"{getattr(self, n)}: 0 or more")
                     for n in ("value_coefficient", "entropy_coefficient")
+                ),
+                (
+                    self.truncation_value != -1 and self.truncation in ("keep", "mask"),
+                    "truncation_value",
+                    f"is not used by truncation: {self.truncation}",
                 ),
                 (
                     self.truncation == "penalise" and not self.truncation_value > 0,

@@ -23,9 +23,7 @@ from hllm_jax.training.checkpoints import Checkpoints
 from hllm_jax.training.step import make_update
 from tests.rl.ppo_world import LORA, SPEC, World, world
 
-PLAIN = PPOConfig(
-    kl=KLConfig(kind="fixed"), lam=0.5, whiten_advantages=False, truncation="keep", truncation_value=1.0
-)
+PLAIN = PPOConfig(kl=KLConfig(kind="fixed"), lam=0.5, whiten_advantages=False, truncation="keep")
 TWO = RolloutConfig(prompt_window=2, max_tokens=2, epochs=2, minibatches=2)
 
 

@@ -32,6 +32,19 @@ def test_values_without_a_meaning_are_refused(key: str, value: Any, message: str
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["kl.kind=fixed", "kl.target=3"], "kl.target = 3: is not used by fixed"),
+        (["truncation=mask", "truncation_value=-2"], "is not used by truncation: mask"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(PPOConfig, overrides=overrides)
+    assert message in str(refused.value)
+
+
 def test_sections_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(Invalid, match=r"reward\.kind is function"):
         check_ppo(PPOConfig(value_init="reward"), "function", None)
@@ -41,6 +54,7 @@ def test_sections_that_do_not_go_together_are_refused() -> None:
         (["model.load=null", "model.preset=llama-2-7b"], "PPO starts from a model that writes"),
         (["reward_base=configs/reward/tiny.yaml"], "trains a reward model, and reward.kind is verifier"),
         (["rollout.minibatches=7"], "do not divide into 7 minibatches"),
+        (["lora.dropout=0.1"], "there is none when answers are sampled"),
         (["rollout.top_p=0.9"], "what was cut off would have a probability in the policy"),
     ):
         with pytest.raises(ConfigError) as refused:

@@ -53,10 +53,13 @@ class RewardConfig:
                     "path",
                     f"{self.path!r}: file.py:function or package.module:function{names}",
                 ),
-                (
-                    self.kind == "model" and bool(self.options),
-                    "options",
-                    "are for functions and verifiers; a model has none",
+                *(
+                    (self.kind == "model" and told, name, "is for functions and verifiers; a model has none")
+                    for name, told in (
+                        ("options", bool(self.options)),
+                        ("timeout", self.timeout != 60.0),
+                        ("on_error", self.on_error != "stop"),
+                    )
                 ),
                 (
                     not 0 < self.timeout < math.inf,

@@ -38,7 +38,9 @@ def test_a_section_from_a_file(tmp_path: Path) -> None:
         ("kind: function, path: 'a.py:f', timeout: 0", "reward.timeout"),
         ("kind: function, path: 'a.py:f', on_error: ignore", "reward.on_error"),
         ("kind: function, path: 'a.py:f', on_error: .nan", "reward.on_error"),
-        ("kind: model, path: x, options: {a: 1}", "a model has none"),
+        ("kind: model, path: x, options: {a: 1}", "reward.options.*a model has none"),
+        ("kind: model, path: x, timeout: 5", "reward.timeout.*a model has none"),
+        ("kind: model, path: x, on_error: skip", "reward.on_error.*a model has none"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, problem: str) -> None:
