@@ -46,7 +46,7 @@ from hllm_jax.training import OptimizerConfig, ScheduleConfig, make_optimizer  #
 from hllm_jax.training.metrics import peak_resident  # noqa: E402
 from hllm_jax.training.platform import keep_memory, require_platform  # noqa: E402
 
-ROWS, WINDOW, LAYERS, PAIRS, RATE = 16, 16, 6, 4, 1e-6
+ROWS, WINDOW, LAYERS, PAIRS, RATE = 16, 16, 6, 3, 1e-6
 SETTINGS = RolloutConfig(prompt_window=WINDOW, max_tokens=32, epochs=2, minibatches=1)
 TOLD = PPOConfig(kl=KLConfig(kind="fixed"), truncation="penalise", truncation_value=1.0)
 PARTS = ("rollout", "scoring", "update")
@@ -154,7 +154,7 @@ def measured(
 
     ours()
     shares.clear()
-    found: dict[str, Any] = common.alternate(ours, theirs, PAIRS, digits=2)
+    found: dict[str, Any] = common.alternate(ours, theirs, PAIRS, digits=2, seconds=90.0)
     mean = [statistics.mean(column) for column in zip(*shares, strict=True)]
     found["share"] = {part: round(share, 2) for part, share in zip(PARTS, mean, strict=True)}
     state = jax.tree.leaves((held["state"].trainable, held["state"].frozen, held["state"].opt_state))
