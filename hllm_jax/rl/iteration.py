@@ -25,6 +25,7 @@ from hllm_jax.parallel.layout import Layout, LayoutError
 from hllm_jax.parallel.state import TrainState, Tree, merge
 from hllm_jax.rl.config import RolloutConfig
 from hllm_jax.rl.rewarding import DeviceReward, HostReward, Rows
+from hllm_jax.rl.rewards.errors import RewardError
 from hllm_jax.rl.rollout import Rollout, check_rollout, sample_rollout
 from hllm_jax.training.loop import local_part
 from hllm_jax.training.optimizers import Optimizer
@@ -80,7 +81,7 @@ class Iteration:
         loss: over the rows of a minibatch; variables are those of the state.
         accumulation, reduce_dtype: of each update, see `make_train_step`.
         kl_limit: largest mean of `kl` on a fresh rollout; None: none.
-        save: saves the state before the run stops at `kl_limit` (`Run.save`).
+        save: saves the state before the run stops: at `kl_limit`, or without rewards (`Run.save`).
         adapt: see `Adapt`; the state has `control` then.
         view: from the variables of the state to those of the policy, where there are others beside it.
         watch: see `Watch`.
@@ -163,6 +164,7 @@ class Iteration:
             # Of what was scored; 0 where nothing was.
             "reward": jnp.nan_to_num(jnp.mean(scores, where=scored)),
             "reward_std": jnp.nan_to_num(jnp.std(scores, where=scored)),
+            "unscored": jnp.mean(1.0 - scored.astype(jnp.float32)),
             "answer_length": jnp.mean(answers),
             "ended": jnp.mean(rollout.ended.astype(jnp.float32)),
             **mean(sums),
@@ -211,6 +213,8 @@ class Iteration:
 
         Raises:
             KLLimitError: the rollout is further from the reference than `kl_limit`; the state is saved.
+            RewardError: a reward on the devices gave no answer a finite score; the state is saved.
+            Exception: whatever a reward of texts raises; the state is saved, unless it has not been trained.
         """
         self.compile(state, batch)
         begun = time.perf_counter()
@@ -219,14 +223,20 @@ class Iteration:
         jax.block_until_ready(rollout)
         sampled = time.perf_counter()
 
-        scores = self._scores(rows)
+        try:
+            scores = self._scores(rows)
+        except Exception:
+            # With several processes this one may be alone with its error, and saving takes all of them.
+            if jax.process_count() == 1 and jax.device_get(state.step) > 0:
+                self._keep(state)
+            raise
         learned, of_rows, seen = programs["weigh"](trainable, frozen, state.control, rollout, scores)
         jax.block_until_ready(seen)
         scored = time.perf_counter()
         if self.watch is not None:
             number, shown, arrays = jax.device_get((state.step, rows, of_rows))
             self.watch(int(number) + 1, shown, arrays.pop("scores"), arrays)
-        self._check_kl(state, seen)
+        self._check_seen(state, seen)
 
         moving = state.replace(frozen={})
         several: list[Metrics] = []
@@ -371,13 +381,25 @@ class Iteration:
         found = reward.of_rows(Rows(*(array[own] for array in jax.device_get(rows))))
         return self.layout.put({"scores": found})["scores"]
 
-    def _check_kl(self, state: TrainState, seen: Metrics) -> None:
+    def _keep(self, state: TrainState) -> None:
+        """Save the state before the run stops, with the transfers that the loop forbids."""
+        with jax.transfer_guard("allow"):
+            self.save(state)
+
+    def _check_seen(self, state: TrainState, seen: Metrics) -> None:
+        """Stop where there is nothing to learn from, or the policy has gone too far."""
+        if isinstance(self.reward, DeviceReward) and jax.device_get(seen["unscored"]) == 1:
+            self._keep(state)
+            raise RewardError(
+                "the reward model gave no finite score to any answer: there is nothing to learn from. The "
+                "state is saved; look at reward.path, and at the dtype it is computed in (model.dtype)"
+            )
         if self.kl_limit is None:
             return
         kl, step = (value.item() for value in jax.device_get((seen["kl"], state.step)))
         if math.isfinite(kl) and kl <= self.kl_limit:
             return
-        self.save(state)
+        self._keep(state)
         raise KLLimitError(
             f"the policy has left its reference: after {step} iterations the KL is {kl:.4g} nats a token, "
             f"and kl_limit is {self.kl_limit:g}. That state is saved, and was not trained further. Lower "

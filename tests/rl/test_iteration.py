@@ -30,6 +30,7 @@ from hllm_jax.rl import (
     policy_of,
 )
 from hllm_jax.rl.iteration import check_rows
+from hllm_jax.rl.rewards import RewardError
 from hllm_jax.testing.models import draw_params
 from hllm_jax.testing.training import toy_config
 from hllm_jax.training import OptimizerConfig, Run, ScheduleConfig, make_optimizer, save, train
@@ -140,9 +141,14 @@ class Watched:
         self.iteration, self.layout = made(
             HostReward(lambda *texts: self.reward(*texts), Letters(), Prompts().record),
             GRPOConfig(kl_limit=0.02),
-            save=lambda state: self.saved.append(int(state.step)),
+            save=self.save,
             watch=lambda number, rows, scores, arrays: self.seen.append((number, scores, arrays)),
         )
+
+    def save(self, state: Any) -> None:
+        """As a checkpoint does: with transfers that nobody asked for by name, which the loop forbids."""
+        jax.jit(jnp.negative)(np.ones(1))
+        self.saved.append(int(state.step))
 
 
 @functools.cache
@@ -177,7 +183,7 @@ def test_at_rest_nothing_changes_then_it_learns_and_stops_where_the_kl_is_too_la
                 assert values["kl"] == pytest.approx(0.0, abs=1e-6)
                 assert values["learning_rate"] == 0
     assert n > RESTING
-    assert now.saved == [n] == [int(state.step)]
+    assert now.saved[-1] == n == int(state.step)
     assert values["kl"] > 0
     assert not all(map(np.array_equal, before, arrays(state)))
     frozen = [np.asarray(leaf) for leaf in jax.tree.leaves(state.frozen)]
@@ -212,9 +218,19 @@ def test_equal_rewards_teach_nothing_and_answers_without_one_are_left_out() -> N
     said[0] = float("inf")
     with pytest.raises(ValueError, match="the reward gave inf for the answer '"):
         now.iteration(state, now.layout.put(Prompts()[1]))
+    assert now.saved[-1] == int(state.step) == RESTING + 2
     said.pop()
     with pytest.raises(ValueError, match=r"scores of shape \(7,\) for 8 answers: one each is wanted"):
         now.iteration(state, now.layout.put(Prompts()[1]))
+
+
+def test_a_reward_on_the_devices_that_gives_no_score_ends_the_run() -> None:
+    saved: list[int] = []
+    nothing = DeviceReward(lambda variables, tokens, segment_ids: jnp.full(tokens.shape[0], jnp.nan))
+    iteration, layout = made(nothing, GRPOConfig(), save=lambda state: saved.append(int(state.step)))
+    with pytest.raises(RewardError, match="no finite score to any answer"):
+        iteration(begun(layout), layout.put(Prompts()[0]))
+    assert saved == [0]
 
 
 def test_held_out_prompts_come_with_records_of_their_own() -> None:
