@@ -115,7 +115,7 @@ def test_what_rloo_has_no_use_for_is_refused(setting: str) -> None:
         ("train.sequence_length=64", "train.sequence_length.*is not used"),
         ("train.z_loss=0.1", "it belongs to the loss of pretraining"),
         ("train.logit_chunks=3", "answers of 16 tokens .* do not divide into 3 parts"),
-        ("reward.kind=model", "this recipe takes a function or a verifier"),
+        ("reward_base=configs/reward/tiny.yaml", "trains a reward model, and reward.kind is verifier"),
         ("rollout.top_p=0.9", "a probability in the policy and none in the sampler"),
     ],
 )
