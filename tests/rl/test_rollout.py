@@ -17,7 +17,7 @@ from hllm_jax.models.config import LoRAConfig
 from hllm_jax.models.decoder import Decoder
 from hllm_jax.objectives import grpo_sums, kl_estimate
 from hllm_jax.parallel import Layout, make_mesh, make_rules
-from hllm_jax.parallel.config import Strategy
+from hllm_jax.parallel.config import MeshConfig, Strategy
 from hllm_jax.parallel.state import flatten, unflatten
 from hllm_jax.rl.config import RolloutConfig
 from hllm_jax.rl.rollout import Rollout, answer_likelihood, check_rollout, sample_rollout
@@ -29,12 +29,14 @@ STOPS = (0, *range(50, 58))  # padding is a stop token too
 P = 4
 
 
-def policy(devices: int = 1, strategy: Strategy = "ddp", lora: bool = False) -> tuple[Decoder, Layout, Any]:
+def policy(
+    devices: int = 1, strategy: Strategy = "ddp", lora: bool = False, mesh: MeshConfig | None = None
+) -> tuple[Decoder, Layout, Any]:
     """A model of one layer, its layout, and its variables on the devices."""
     model, params = tiny_model(tiny_config(vocab_size=68, layers=1), scan_layers=strategy != "ddp")
-    mesh = make_mesh(None, strategy, jax.devices()[:devices])
+    made = make_mesh(mesh, strategy, jax.devices()[:devices])
     adapters = LoRAConfig(rank=2) if lora else None
-    layout = Layout(mesh, make_rules(strategy), model, None, adapters=adapters)
+    layout = Layout(made, make_rules(strategy), model, None, adapters=adapters)
     if not lora:
         return model, layout, layout.place({"params": params})
     # As after training: the product of the adapters is not 0.
@@ -145,8 +147,12 @@ def test_neither_pads_nor_batch_mates_matter_but_the_update_does() -> None:
 @pytest.mark.slow
 def test_adapters_on_several_devices() -> None:
     found: list[Rollout] = []
-    for devices, strategy in ((4, "zero3"), (1, "ddp")):
-        model, layout, variables = policy(devices, strategy, lora=True)
+    for devices, strategy, mesh in (
+        (1, "ddp", None),
+        (4, "zero3", None),
+        (4, "ddp", MeshConfig(data=2, tensor=2)),
+    ):
+        model, layout, variables = policy(devices, strategy, lora=True, mesh=mesh)
         sample = jax.jit(functools.partial(sample_rollout, model, layout, SETTINGS, STOPS, VOCAB))
         placed = layout.put(prompts())
         rng = jax.random.key_data(jax.random.key(7))
@@ -155,7 +161,8 @@ def test_adapters_on_several_devices() -> None:
         recomputed = told(variables, rollout.tokens, rollout.lengths, rollout.begins)
         assert np.abs((recomputed.log_probs - rollout.log_probs) * rollout.actions).max() < 2e-5
         found.append(jax.tree.map(np.asarray, rollout))
-    np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].tokens, other.tokens)
     without = sampler()[0](prompts())
     assert (without.tokens != found[0].tokens).any()
 
