@@ -9,7 +9,9 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.objectives.advantages import truncation_policy as truncation_policy
     from hllm_jax.objectives.build import make_loss as make_loss
     from hllm_jax.objectives.distillation import chunked_distillation as chunked_distillation
+    from hllm_jax.objectives.distillation import distill as distill
     from hllm_jax.objectives.distillation import distillation_sums as distillation_sums
+    from hllm_jax.objectives.groups import best_of_group as best_of_group
     from hllm_jax.objectives.groups import degenerate_groups as degenerate_groups
     from hllm_jax.objectives.groups import group_advantages as group_advantages
     from hllm_jax.objectives.groups import leave_one_out as leave_one_out

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -13,7 +14,8 @@ from hllm_jax.objectives.chunks import sum_of_parts
 from hllm_jax.objectives.kl import kl_divergence
 from hllm_jax.objectives.language_model import cross_entropy
 from hllm_jax.objectives.masks import weighted
-from hllm_jax.objectives.sums import Sums
+from hllm_jax.objectives.routing import add_routing, apply_model
+from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
 
 #: How far the student is from the teacher; see `divergence`.
 Divergence: TypeAlias = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -142,3 +144,52 @@ def chunked_distillation(
         )
 
     return sum_of_parts(of_part, (student[0], teacher[0], targets, weights), chunks)
+
+
+#: Where the teacher's variables lie among those of the student.
+TEACHER = "teacher"
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    vocab_size: int,
+    kind: Divergence = "forward_kl",
+    temperature: float = 1.0,
+    hard: float = 0.0,
+    mixture: float = 0.5,
+    chunks: int = 1,
+) -> Loss:
+    """The loss of a decoder that learns from another one, on packed rows.
+
+    Args:
+        student, teacher: decoders, see `causal_lm`. The variables of the loss are the student's, and in
+            `teacher` those of the teacher, which sees no dropout.
+        vocab_size: ids of the tokenizer of both; tables may be padded to different sizes.
+        kind, temperature, hard, mixture: see `distillation_sums`.
+        chunks: logits of both of so many parts of each row, one after another; see `causal_lm`.
+
+    Returns:
+        A loss over an `LMBatch` with the entries of `distillation_sums` and `add_routing`.
+    """
+
+    def loss(variables: Variables, batch: Batch, rng: jax.Array | None) -> Sums:
+        told: dict[str, Any] = {"segment_ids": batch["segment_ids"], "positions": batch["positions"]}
+        told["method"] = "before_head"
+        own = {name: part for name, part in variables.items() if name != TEACHER}
+        (x, head), routed = apply_model(student, own, rng, batch["tokens"], **told)
+        (y, teacher_head), _ = apply_model(teacher, variables[TEACHER], None, batch["tokens"], **told)
+
+        def known(head: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+            return lambda part: head(part)[..., :vocab_size]
+
+        aims = batch["targets"], batch["weights"]
+        how = kind, temperature, hard, mixture
+        if chunks > 1:
+            heads = known(head), known(teacher_head)
+            sums = chunked_distillation((x, heads[0]), (y, heads[1]), *aims, chunks, *how)
+        else:
+            sums = distillation_sums(known(head)(x), known(teacher_head)(y), *aims, *how)
+        return add_routing(sums, routed, batch["weights"])
+
+    return loss

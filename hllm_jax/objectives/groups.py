@@ -73,6 +73,29 @@ def leave_one_out(rewards: jax.Array, weights: jax.Array | None = None) -> jax.A
     return jnp.where(_degenerate(rewards, held), 0.0, held * (rewards - others))
 
 
+def best_of_group(rewards: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Rejection sampling: 1 for the best answer to each prompt, 0 for the others (RAFT: Dong et al.
+    2023; Touvron et al. 2023, section 3.2.3).
+
+    Of several that are best the first is taken. Where all are equal, none is better than the others and none
+    is learned from. By hand, rewards (0, 3, 3): (0, 1, 0).
+
+    Args:
+        rewards: float `[P, G]`.
+        weights: `[P, G]`; see `group_advantages`.
+
+    Returns:
+        float32 `[P, G]`.
+
+    Raises:
+        ValueError: groups of one.
+    """
+    rewards, held, _ = _groups(rewards, weights)
+    best = jnp.argmax(jnp.where(held != 0, rewards, -jnp.inf), axis=1)
+    chosen = jax.nn.one_hot(best, rewards.shape[1], dtype=jnp.float32)
+    return jnp.where(_degenerate(rewards, held), 0.0, chosen)
+
+
 def degenerate_groups(rewards: jax.Array, weights: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """How many groups teach nothing (all rewards equal, or fewer than two), of how many: an entry of `Sums`.
 

@@ -179,7 +179,7 @@ class Layout:
                 makes it, handing each parameter to a function that puts it on its devices at once.
             fresh: variables that come from the seed although others are loaded (a new head); adapters do too.
             others: the same as `load` for other parts of the state: path of the part -> its tree, or what
-                makes it.
+                makes it. Without `load`, the rest comes from the seed.
 
         Raises:
             LayoutError: `load` or `others` have other names or shapes than the rest of the state.
@@ -190,7 +190,7 @@ class Layout:
             key = jax.random.fold_in(jax.random.wrap_key_data(rng), 0)
             return meta.unbox(self._variables(key))
 
-        if load is None:
+        if load is None and not others:
             if self._few_bits:
                 raise LayoutError(
                     "lora.base: weights in few bits are read, not drawn: give the weights to load"
@@ -201,7 +201,8 @@ class Layout:
 
             return jax.jit(begin, out_shardings=self.shardings, compiler_options=self._once)(rng)
         flat: dict[Path, Any] = {}
-        for place, part in {("params",): load, **(others or {})}.items():
+        loaded = {} if load is None else {("params",): load}
+        for place, part in {**loaded, **(others or {})}.items():
             tree = part(functools.partial(self._put, within=place)) if callable(part) else part
             flat |= {(*place, *path): leaf for path, leaf in flatten(tree).items()}
         given = unflatten(flat)
@@ -209,7 +210,7 @@ class Layout:
         new = {
             p: leaf.sharding
             for p, leaf in wanted.items()
-            if fresh(p) or (COLLECTION in p[:2] and p not in flat)
+            if fresh(p) or (p not in flat and (load is None or COLLECTION in p[:2]))
         }
         if new:
 

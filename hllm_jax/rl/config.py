@@ -72,12 +72,14 @@ class GRPOConfig:
 
     Attributes:
         loss: `grpo` (Shao et al. 2024), `dr_grpo` (Liu et al. 2025), `dapo` (Yu et al. 2025; set `clip_high:
-            0.28` too), `bnpo`, or `rloo` (Ahmadian et al. 2024); see `objectives/policy.py`.
+            0.28` too), `bnpo`, or `rloo` (Ahmadian et al. 2024); see `objectives/policy.py`. `best_of_n` is
+            rejection sampling: it fine-tunes on the best answer to each prompt, see `best_of_group`.
         scale: what the distance from the mean of the group is divided by, its standard deviation or nothing;
             None: nothing for `dr_grpo` (and `rloo`, which knows no other), else the standard deviation.
         beta: coefficient of the KL to the reference: in the loss (k3), with `rloo` in the reward (k1). 0:
             none.
-        clip_low, clip_high: the ratio is bounded by 1 - clip_low and 1 + clip_high (None: as below).
+        clip_low, clip_high: the ratio is bounded by 1 - clip_low and 1 + clip_high (None: as below);
+            `best_of_n` has no ratio.
         dual_clip: bounds the loss of bad answers whose ratio is large; None: does not.
         truncation: what becomes of answers without an end, see `objectives.truncation_policy`.
         truncation_value: for `penalise` and `replace`.
@@ -85,7 +87,7 @@ class GRPOConfig:
             never.
     """
 
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "rloo"] = "grpo"
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "rloo", "best_of_n"] = "grpo"
     scale: Literal["std", "none"] | None = None
     beta: float = 0.0
     clip_low: float = 0.2
@@ -107,6 +109,15 @@ class GRPOConfig:
                     self.dual_clip is not None and not self.dual_clip > 1,
                     "dual_clip",
                     f"{self.dual_clip}: larger than 1, or null for none",
+                ),
+                *(
+                    (asked, name, "is not used by best_of_n, which learns from the best answers alone")
+                    for name, asked in (
+                        ("scale", self.scale is not None),
+                        ("beta", self.beta > 0),
+                        ("dual_clip", self.dual_clip is not None),
+                    )
+                    if self.loss == "best_of_n"
                 ),
                 (
                     sole and self.dual_clip is not None,

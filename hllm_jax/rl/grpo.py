@@ -1,4 +1,4 @@
-"""GRPO and RLOO: what is learned from groups of answers to the same prompt, without a value model."""
+"""GRPO, RLOO and best-of-n: what is learned from groups of answers to a prompt, without a value model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hllm_jax.models.decoder import Decoder
 from hllm_jax.models.layout import init_variables
 from hllm_jax.nn.adapters import COLLECTION
 from hllm_jax.objectives.advantages import truncation_policy
-from hllm_jax.objectives.groups import degenerate_groups, group_advantages, leave_one_out
+from hllm_jax.objectives.groups import best_of_group, degenerate_groups, group_advantages, leave_one_out
 from hllm_jax.objectives.kl import kl_estimate
 from hllm_jax.objectives.masks import held_rows, only, row_sums, weighted
 from hllm_jax.objectives.policy import grpo_sums, rloo_sums
@@ -39,7 +39,8 @@ def make_grpo(
     Returns:
         The experience, whose batch has `tokens`, `lengths`, `begins`, `actions`, `log_probs`, `advantage`
         `[B]` and, with a reference, `reference` and `kl` `[B]` (k1, nats of the whole answer); and the loss
-        over it, with the sums of `grpo_sums` or `rloo_sums` and `entropy`.
+        over it, with the sums of `grpo_sums` or `rloo_sums` and `entropy` (`best_of_n`: `loss`, the nll of
+        the chosen answers, and `entropy`).
     """
 
     def experience(
@@ -86,6 +87,8 @@ def make_grpo(
             if "kl" in batch:
                 scores = scores - config.beta * batch["kl"]
             advantages = leave_one_out(scores.reshape(held.shape), held)
+        elif config.loss == "best_of_n":
+            advantages = best_of_group(scores.reshape(held.shape), held)
         else:
             scale = config.scale or ("none" if config.loss == "dr_grpo" else "std")
             advantages = group_advantages(scores.reshape(held.shape), scale, held)
@@ -107,6 +110,9 @@ def make_grpo(
         shared = found.log_probs, batch["log_probs"], batch["advantage"], batch["actions"]
         if config.loss == "rloo":
             sums = rloo_sums(*shared, config.clip_low, config.clip_high)
+        elif config.loss == "best_of_n":
+            chosen = batch["actions"] * batch["advantage"][:, None]
+            sums = {"loss": weighted(-found.log_probs, chosen)}
         else:
             sums = grpo_sums(
                 *shared,

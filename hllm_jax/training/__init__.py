@@ -32,11 +32,13 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.training.optimizers import Optimizer as Optimizer
     from hllm_jax.training.optimizers import make_optimizer as make_optimizer
     from hllm_jax.training.platform import PlatformError as PlatformError
+    from hllm_jax.training.pretrained import OpenPretrained as OpenPretrained
     from hllm_jax.training.pretrained import Pretrained as Pretrained
     from hllm_jax.training.pretrained import begin as begin
     from hllm_jax.training.pretrained import begin_with_head as begin_with_head
     from hllm_jax.training.pretrained import load_pretrained as load_pretrained
     from hllm_jax.training.pretrained import make_base as make_base
+    from hllm_jax.training.pretrained import open_pretrained as open_pretrained
     from hllm_jax.training.run import Run as Run
     from hllm_jax.training.run import RunError as RunError
     from hllm_jax.training.schedules import make_schedule as make_schedule

@@ -181,37 +181,41 @@ class Loop:
 
     def drain(self, keep: int, state: TrainState) -> None:
         """Read metrics until at most `keep` updates are unread."""
+        read: dict[int, dict[str, float]] = {}
         while len(self.pending) > keep:
             step, metrics = self.pending.popleft()
-            self.read(step, {name: value.item() for name, value in jax.device_get(metrics).items()}, state)
+            values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+            read[step] = values
+            self.run.tokens += int(values["tokens"])
+            values["tokens"], tokens = self.run.tokens, int(values["tokens"])
+            self.tokens_since += tokens
+            self.updates_since += 1
+        due = [n for n in read if n % self.every == 0 or n in (self.start + 1, self.steps)]
+        if due:
+            # What was read at once was computed since the last line: all of it has one speed.
+            now = time.perf_counter()
+            seconds = max(now - self.clock, 1e-9)
+            for step in due:
+                self.log(step, read[step], self.tokens_since / seconds, seconds / self.updates_since)
+            self.clock, self.tokens_since, self.updates_since = now, 0, 0
+        for step, values in read.items():
+            if values["skipped"]:
+                self.bad(step, values, state)
+            else:
+                self.bad_in_a_row = 0
 
-    def read(self, step: int, values: dict[str, float], state: TrainState) -> None:
-        """One update's metrics have arrived."""
-        self.run.tokens += int(values["tokens"])
-        self.tokens_since += int(values["tokens"])
-        self.updates_since += 1
-        if values["skipped"]:
-            self.bad(step, values, state)
-        else:
-            self.bad_in_a_row = 0
-        if step % self.every == 0 or step in (self.start + 1, self.steps):
-            self.log(step, values)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Write the line of one update; speed is the mean since the last line."""
-        now = time.perf_counter()
-        seconds = max(now - self.clock, 1e-9)
-        speed = self.tokens_since / seconds
+    def log(self, step: int, values: dict[str, float], speed: float, seconds: float) -> None:
+        """Write the line of one update; speed and seconds an update are means since the lines before."""
         mfu = None
         if self.flops_per_token and self.peak:
             mfu = speed * self.flops_per_token / (self.peak * self.layout.mesh.size)
         line: dict[str, Any] = {
             "step": step,
             **{name: value for name, value in values.items() if name not in ("tokens", "skipped")},
-            "tokens": self.run.tokens,
+            "tokens": values["tokens"],
             "tokens_per_second": speed,
             "mfu": mfu,
-            "step_time_s": seconds / max(self.updates_since, 1),
+            "step_time_s": seconds,
             "memory_bytes": peak_memory(),
         }
         if values["skipped"]:
@@ -220,7 +224,6 @@ class Loop:
         for hook in self.hooks:
             hook.seen(line)
         self.progress.show(line)
-        self.clock, self.tokens_since, self.updates_since = now, 0, 0
 
     def bad(self, step: int, values: dict[str, float], state: TrainState) -> None:
         """The update was not finite and was skipped: keep its batch, and stop if the config says so."""

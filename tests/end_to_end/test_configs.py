@@ -51,6 +51,7 @@ SHRUNK = {
     "pretrain": SMALL | {"model.preset": "null"},
     "sft": SMALL | {"model.load": "runs/base", "model.scan_layers": "false", "base": "null"},
     "finetune": SMALL | {"model.load": "runs/encoder", "base": "null"},
+    "distill": SMALL | {"distill.teacher": "runs/base", "teacher_base": "null", "model.decoder": SIZES},
     "grpo": {name: value for name, value in SMALL.items() if name != "train.sequence_length"}
     | {
         "model.load": "runs/base",
@@ -79,6 +80,7 @@ SOURCES = {
     "pretrain": "[{name: shakespeare, limit: 1}]",
     "sft": "[{name: chatterbot-en, limit: 100}]",
     "finetune": "[{path: examples.jsonl}]",
+    "distill": "[{name: chatterbot-en, limit: 100}]",
     "reward": "[{path: pairs.jsonl}]",
     "dpo": "[{path: pairs.jsonl}]",
     "grpo": "[{path: questions.jsonl}]",
@@ -126,21 +128,22 @@ def test_the_llama_config_is_that_of_the_paper() -> None:
 
 
 def test_the_sweep_saw_every_config() -> None:
-    folders = {name.split("/")[0] for name in CONFIGS}
-    assert {
+    folders = {
         "pretrain",
         "sft",
         "tokenizer",
         "finetune",
         "plan",
         "lora",
+        "distill",
         "reward",
         "dpo",
         "grpo",
         "ppo",
-    } <= folders
+    }
+    assert folders == {name.split("/")[0] for name in CONFIGS}
     assert set(PARAMETERS) | set(SCORES) <= set(CONFIGS)
-    assert len(CONFIGS) >= 16
+    assert len(CONFIGS) >= 32
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ gae = jax.jit(advantages.gae)
 token_rewards = jax.jit(advantages.token_rewards, static_argnames="estimator")
 group_advantages = jax.jit(groups.group_advantages, static_argnames="scale")
 leave_one_out, degenerate_groups = jax.jit(groups.leave_one_out), jax.jit(groups.degenerate_groups)
+best_of_group = jax.jit(groups.best_of_group)
 
 #: The row of the docstring of `gae`: a prompt token, three actions and a pad.
 ACTIONS = np.asarray([[0, 1, 1, 1, 0]])
@@ -133,13 +134,15 @@ def test_groups_by_hand() -> None:
     np.testing.assert_allclose(found, [[0.8658754, -0.8658754, -0.8658754, 0.8658754]], rtol=1e-6)
     assert group_advantages(rewards, scale="none").tolist() == [[0.5, -0.5, -0.5, 0.5]]
     assert leave_one_out(jnp.asarray([[3.0, 0.0, 0.0]])).tolist() == [[3.0, -1.5, -1.5]]
+    assert best_of_group(jnp.asarray([[0.0, 3.0, 3.0]])).tolist() == [[0, 1, 0]]
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.1, -1e6, 1e-30])
 def test_equal_rewards_teach_nothing(reward: float) -> None:
     """Seven times 0.1 has a mean that is not 0.1 in float32."""
     rewards = np.full((2, 7), reward, np.float32)
-    for found in (group_advantages(rewards), group_advantages(rewards, scale="none"), leave_one_out(rewards)):
+    of_std, of_none = group_advantages(rewards), group_advantages(rewards, scale="none")
+    for found in (of_std, of_none, leave_one_out(rewards), best_of_group(rewards)):
         assert np.all(np.asarray(found) == 0)
     assert [float(x) for x in degenerate_groups(rewards)] == [2, 2]
 
@@ -149,7 +152,7 @@ def test_answers_that_are_left_out_shift_nothing() -> None:
     rewards = jnp.asarray([[1.0, 5.0, 2.0, jnp.nan], [1.0, 5.0, jnp.nan, jnp.nan], [jnp.nan, 1.0, 2.0, 3.0]])
     weights = jnp.asarray([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
     alone = jnp.asarray([[1.0, 5.0, 2.0]])
-    for of in (group_advantages, leave_one_out):
+    for of in (group_advantages, leave_one_out, best_of_group):
         found = of(rewards, weights=weights)
         np.testing.assert_array_equal(found[0, :3], of(alone)[0])
         assert np.all(np.asarray(found)[1:] == 0)
@@ -158,7 +161,7 @@ def test_answers_that_are_left_out_shift_nothing() -> None:
 
 
 def test_groups_of_one_are_refused() -> None:
-    for of in (group_advantages, leave_one_out, degenerate_groups):
+    for of in (group_advantages, leave_one_out, best_of_group, degenerate_groups):
         with pytest.raises(ValueError, match="two answers or more"):
             of(jnp.zeros((4, 1)))
     unknown: Any = "mad"

@@ -48,6 +48,7 @@ TASKS: dict[str, tuple[Any, RolloutConfig, float, int]] = {
 METHODS = {
     "grpo": GRPOConfig(),
     "rloo": GRPOConfig(loss="rloo"),
+    "best_of_n": GRPOConfig(loss="best_of_n"),
 }
 
 
@@ -110,7 +111,9 @@ def test_a_bandit_is_learned() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "method"), [("bandit", "grpo"), ("copy", "grpo"), ("copy", "rloo")])
+@pytest.mark.parametrize(
+    ("task", "method"), [("bandit", "grpo"), ("copy", "grpo"), ("copy", "rloo"), ("copy", "best_of_n")]
+)
 def test_five_seeds_of_five_reach_the_optimum_and_none_with_the_sign_turned(task: str, method: str) -> None:
     found = learner(task, method)
     reached = [np.mean(found.learn(seed)[-3:]) for seed in range(5)]

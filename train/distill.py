@@ -1,0 +1,208 @@
+"""Distillation: a small model learns what a larger one thinks of every next token.
+
+    hllm train configs/distill/tiny.yaml train.steps=100
+
+As `sft.py`, but for three things: a teacher is loaded beside the student, is read and never trained; what is
+learned is its distribution over each next token, not the token alone (`objectives/distillation.py`); and the
+student has the teacher's tokenizer, so it may also begin from nothing, as a `model.preset`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hllm_jax import generation, objectives, parallel, training
+from hllm_jax.config import Invalid, config
+from hllm_jax.data.config import DataConfig
+from hllm_jax.models.config import ModelConfig
+from hllm_jax.models.layout import init_variables
+from hllm_jax.models.spec import DecoderConfig
+from hllm_jax.objectives.distillation import TEACHER, Divergence
+from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
+from hllm_jax.training.config import (
+    CheckpointConfig,
+    EvalConfig,
+    LogConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    check_sections,
+)
+
+
+@config
+class DistillConfig:
+    """What is learned, and from whom.
+
+    Attributes:
+        teacher: any MODEL with the student's tokenizer.
+        kind: `forward_kl` covers all that the teacher may say, `reverse_kl` stays where it is sure, and `jsd`
+            lies between them; see `objectives.distillation.divergence`.
+        temperature: of both distributions.
+        hard: share of the text itself in the loss.
+        mixture: of `jsd`.
+    """
+
+    teacher: str
+    kind: Divergence = "forward_kl"
+    temperature: float = 1.0
+    hard: float = 0.0
+    mixture: float = 0.5
+
+    def __post_init__(self) -> None:
+        Invalid.check(
+            [
+                (not self.temperature > 0, "temperature", f"{self.temperature}: larger than 0"),
+                (not 0 <= self.hard <= 1, "hard", f"{self.hard}: a share, 0 to 1"),
+                (not 0 < self.mixture < 1, "mixture", f"{self.mixture}: between 0 and 1"),
+            ]
+        )
+
+
+@config
+class Config:
+    """Everything a run can be told.
+
+    Attributes:
+        base: config that trains `model.load`, if that is a run folder which is not there yet.
+        teacher_base: the same of `distill.teacher`.
+    """
+
+    recipe: str = "distill"
+    base: str | None = None
+    teacher_base: str | None = None
+    run: RunConfig
+    model: ModelConfig
+    distill: DistillConfig
+    data: DataConfig = DataConfig(packing="first_fit")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    mesh: MeshConfig = MeshConfig()
+    strategy: Strategy = "ddp"
+    distributed: DistributedConfig = DistributedConfig()
+
+    def __post_init__(self) -> None:
+        check_sections(self.model, self.train, self.schedule)
+
+
+def make_step(
+    config: Config, model: Any, mesh: Any, steps: int, teacher: training.OpenPretrained | None = None
+) -> tuple[objectives.Loss, parallel.Layout, training.TrainStep]:
+    """Objective, layout and train step on a mesh; `hllm plan` compiles it for devices that are not here."""
+    teacher = teacher or training.open_pretrained(config.distill.teacher)
+    # Nothing of it is kept for a backward pass, so there is nothing to compute again.
+    master = teacher.config.build(dataclasses.replace(model.execution, remat="none"))
+    wanted = config.distill
+    vocab_size = min(model.config.vocab_size, master.config.vocab_size)
+    divergence = wanted.kind, wanted.temperature, wanted.hard, wanted.mixture
+    loss = objectives.distill(model, master, vocab_size, *divergence, chunks=config.train.logit_chunks)
+    optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
+
+    def variables(key: Any) -> dict[str, Any]:
+        return {**init_variables(model, key), TEACHER: init_variables(master, key)}
+
+    layout = parallel.Layout(
+        mesh,
+        parallel.make_rules(config.strategy),
+        model,
+        optimizer,
+        trainable=lambda path: path[0] != TEACHER,
+        variables=variables,
+    )
+    layout.check_batch(config.train.batch_size, config.train.accumulation)
+    step = training.make_train_step(
+        loss, optimizer, layout, config.train.accumulation, config.train.reduce_dtype
+    )
+    return loss, layout, step
+
+
+def main(config: Config) -> training.TrainState:
+    """Train, or go on where the run folder stands."""
+    # ---- the teacher, and the model to start from; run, tokenizer, model ----
+    training.make_base(config.distill.teacher, config.teacher_base, config.distributed)
+    training.make_base(config.model.load, config.base, config.distributed)
+    run = training.Run.start(config)
+    teacher = training.open_pretrained(config.distill.teacher)
+    tokenizer, model, params = training.begin(run, config.model, lambda: own_tokenizer(teacher, config))
+    check_teacher(config, teacher, tokenizer, model)
+
+    # ---- data: batches[n] is a pure function of n ----
+    shape: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "sequence_length": config.train.sequence_length,
+        "seed": config.run.seed,
+    }
+    with run.coordinator_first("data"):
+        batches = config.data.build(tokenizer, epochs=config.train.epochs, **shape)
+    steps = config.train.steps or len(batches)
+    run.identify(tokenizer=tokenizer, data=batches, model=model.config)
+
+    # ---- the step: shapes and shardings first, then arrays ----
+    mesh = parallel.make_mesh(config.mesh, config.strategy)
+    loss, layout, step = make_step(config, model, mesh, steps, teacher)
+
+    def read_teacher(place: Any) -> dict[str, Any]:
+        return {"params": teacher.read(config.model.scan_layers, lambda path, x: place(f"params/{path}", x))}
+
+    state = run.restore(layout) or layout.init(config.run.seed, params, others={(TEACHER,): read_teacher})
+
+    # ---- beside training: save first, then what may fail ----
+    hooks = [training.save(run, config.checkpoint.every)]
+    if config.eval.every != 0:
+        with run.coordinator_first("held-out data"):
+            held_out = config.data.build(tokenizer, epochs=1, split="validation", **shape)
+        measure = training.make_evaluation(
+            loss, layout, held_out, tokenizer.byte_lengths, config.eval.batches
+        )
+        hooks.append(training.evaluate(run, measure, config.eval.every))
+    samples = config.log.samples
+
+    def write(state: training.TrainState) -> list[dict[str, str]]:
+        own = {name: part for name, part in state.variables.items() if name != TEACHER}
+        writer = generation.LanguageModel(model, own, tokenizer)
+        texts = writer.generate(
+            list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
+        )
+        return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
+
+    if samples.prompts:
+        hooks.append(training.sample(run, write, samples.every))
+    hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
+
+    # ---- train: the teacher only computes forwards, a third of a step ----
+    length = config.train.sequence_length
+    flops = model.config.flops_per_token(length) + teacher.config.flops_per_token(length) / 3
+    return training.train(run, state, step, batches, layout, steps, hooks, flops)
+
+
+def own_tokenizer(teacher: training.OpenPretrained, config: Config) -> Any:
+    """The tokenizer of the teacher, for a student that begins from nothing."""
+    if teacher.tokenizer is None:
+        raise ValueError(f"distill.teacher={config.distill.teacher} holds no tokenizer")
+    return teacher.tokenizer
+
+
+def check_teacher(config: Config, teacher: training.OpenPretrained, tokenizer: Any, model: Any) -> None:
+    """Refuse a pair of models that do not read and write the same tokens."""
+    name = config.distill.teacher
+    if not isinstance(teacher.config, DecoderConfig) or not isinstance(model.config, DecoderConfig):
+        raise ValueError(
+            f"distill.teacher={name}: teacher and student must be decoders, which predict every next token"
+        )
+    if own_tokenizer(teacher, config).fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"distill.teacher={name} has another tokenizer than model.load={config.model.load}: distillation "
+            "on logits needs one vocabulary. Begin the student from nothing (model.preset or model.decoder), "
+            "or from a run with the tokenizer of the teacher"
+        )
+    if teacher.config.max_length < config.train.sequence_length:
+        raise ValueError(
+            f"train.sequence_length={config.train.sequence_length} is longer than the max_length "
+            f"{teacher.config.max_length} of distill.teacher={name}"
+        )
