@@ -9,14 +9,12 @@ student has the teacher's tokenizer, so it may also begin from nothing, as a `mo
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
-from hllm_jax import generation, models, objectives, parallel, training
+from hllm_jax import generation, objectives, parallel, training
 from hllm_jax.config import Invalid, config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.models.config import ModelConfig
-from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.parallel.config import DistributedConfig, MeshConfig, Strategy
 from hllm_jax.training.config import (
     CheckpointConfig,
@@ -95,24 +93,19 @@ def make_step(
 ) -> tuple[objectives.Loss, parallel.Layout, training.TrainStep]:
     """Objective, layout and train step on a mesh; `hllm plan` compiles it for devices that are not here."""
     teacher = teacher or training.open_pretrained(config.distill.teacher)
-    # Nothing of it is kept for a backward pass, so there is nothing to compute again.
-    master = teacher.config.build(dataclasses.replace(model.execution, remat="none"))
+    master = training.build_teacher(teacher, model)
     wanted = config.distill
     vocab_size = min(model.config.vocab_size, master.config.vocab_size)
     divergence = wanted.kind, wanted.temperature, wanted.hard, wanted.mixture
     loss = objectives.distill(model, master, vocab_size, *divergence, chunks=config.train.logit_chunks)
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
-
-    def variables(key: Any) -> dict[str, Any]:
-        return {**models.init_variables(model, key), objectives.TEACHER: models.init_variables(master, key)}
-
     layout = parallel.Layout(
         mesh,
         parallel.make_rules(config.strategy),
         model,
         optimizer,
-        trainable=lambda path: path[0] != objectives.TEACHER,
-        variables=variables,
+        trainable=training.is_student,
+        variables=training.beside_teacher(model, master),
     )
     layout.check_batch(config.train.batch_size, config.train.accumulation)
     step = training.make_train_step(
@@ -128,8 +121,11 @@ def main(config: Config) -> training.TrainState:
     training.make_base(config.model.load, config.base, config.distributed)
     run = training.Run.start(config)
     teacher = training.open_pretrained(config.distill.teacher)
-    tokenizer, model, params = training.begin(run, config.model, lambda: own_tokenizer(teacher, config))
-    check_teacher(config, teacher, tokenizer, model)
+    name, length = config.distill.teacher, config.train.sequence_length
+    tokenizer, model, params = training.begin(
+        run, config.model, lambda: training.tokenizer_of_teacher(teacher, name)
+    )
+    training.check_teacher(teacher, name, tokenizer, model, length)
 
     # ---- data: batches[n] is a pure function of n ----
     shape: dict[str, Any] = {
@@ -145,13 +141,8 @@ def main(config: Config) -> training.TrainState:
     # ---- the step: shapes and shardings first, then arrays ----
     mesh = parallel.make_mesh(config.mesh, config.strategy)
     loss, layout, step = make_step(config, model, mesh, steps, teacher)
-
-    def read_teacher(place: Any) -> dict[str, Any]:
-        return {"params": teacher.read(config.model.scan_layers, lambda path, x: place(f"params/{path}", x))}
-
-    state = run.restore(layout) or layout.init(
-        config.run.seed, params, others={(objectives.TEACHER,): read_teacher}
-    )
+    others = training.read_teacher(teacher, config.model.scan_layers)
+    state = run.restore(layout) or layout.init(config.run.seed, params, others=others)
 
     # ---- beside training: save first, then what may fail ----
     hooks = [training.save(run, config.checkpoint.every)]
@@ -165,8 +156,7 @@ def main(config: Config) -> training.TrainState:
     samples = config.log.samples
 
     def write(state: training.TrainState) -> list[dict[str, str]]:
-        own = {name: part for name, part in state.variables.items() if name != objectives.TEACHER}
-        writer = generation.LanguageModel(model, own, tokenizer)
+        writer = generation.LanguageModel(model, training.of_student(state.variables), tokenizer)
         texts = writer.generate(
             list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
         )
@@ -177,33 +167,5 @@ def main(config: Config) -> training.TrainState:
     hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
 
     # ---- train: the teacher only computes forwards, a third of a step ----
-    length = config.train.sequence_length
     flops = model.config.flops_per_token(length) + teacher.config.flops_per_token(length) / 3
     return training.train(run, state, step, batches, layout, steps, hooks, flops)
-
-
-def own_tokenizer(teacher: training.OpenPretrained, config: Config) -> Any:
-    """The tokenizer of the teacher, for a student that begins from nothing."""
-    if teacher.tokenizer is None:
-        raise ValueError(f"distill.teacher={config.distill.teacher} holds no tokenizer")
-    return teacher.tokenizer
-
-
-def check_teacher(config: Config, teacher: training.OpenPretrained, tokenizer: Any, model: Any) -> None:
-    """Refuse a pair of models that do not read and write the same tokens."""
-    name = config.distill.teacher
-    if not isinstance(teacher.config, DecoderConfig) or not isinstance(model.config, DecoderConfig):
-        raise ValueError(
-            f"distill.teacher={name}: teacher and student must be decoders, which predict every next token"
-        )
-    if own_tokenizer(teacher, config).fingerprint != tokenizer.fingerprint:
-        raise ValueError(
-            f"distill.teacher={name} has another tokenizer than model.load={config.model.load}: distillation "
-            "on logits needs one vocabulary. Begin the student from nothing (model.preset or model.decoder), "
-            "or from a run with the tokenizer of the teacher"
-        )
-    if teacher.config.max_length < config.train.sequence_length:
-        raise ValueError(
-            f"train.sequence_length={config.train.sequence_length} is longer than the max_length "
-            f"{teacher.config.max_length} of distill.teacher={name}"
-        )

@@ -5,15 +5,17 @@
 Each update of the run is an iteration: `train.batch_size` prompts, `rollout.group` answers to each, a score
 for every answer, and `rollout.epochs` · `rollout.minibatches` steps of the optimizer on what an answer is
 worth beside the others to its prompt. There is no value model. With `lora:` the reference is the base without
-adapters; without, a copy of the first weights, where the KL to it is wanted at all.
+adapters; without, a copy of the first weights, where the KL to it is wanted at all. Scores come from a Python
+function or from a reward model on the devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
-from hllm_jax import generation, objectives, parallel, rl, training
+from hllm_jax import generation, parallel, rl, training
 from hllm_jax.config import Invalid, config
 from hllm_jax.data.config import DataConfig
 from hllm_jax.data.prompts import PromptConfig
@@ -39,10 +41,12 @@ class Config:
 
     Attributes:
         base: config that trains `model.load`, if that is a run folder which is not there yet.
+        reward_base: the same of `reward.path`, where that is a reward model.
     """
 
     recipe: str = "grpo"
     base: str | None = None
+    reward_base: str | None = None
     run: RunConfig
     model: ModelConfig
     lora: LoRAConfig | None = None
@@ -64,8 +68,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.model.load is None:
             raise Invalid(("model.load", "a policy starts from a model: a run folder, a file or a name"))
-        if self.reward.kind == "model":
-            raise Invalid(("reward.kind", "model: this recipe takes a function or a verifier"))
+        if self.reward_base is not None and self.reward.kind != "model":
+            raise Invalid(("reward_base", f"trains a reward model, and reward.kind is {self.reward.kind}"))
+        if self.reward.kind == "model" and self.lora is not None and self.lora.dora:
+            raise Invalid(("lora.dora", "is not possible where one base serves a reward model too"))
         check_sections(self.model, self.train, self.schedule, lora=self.lora)
         check_rl_sections(self.rollout, self.train, self.model, self.data, self.lora, grouped=True)
 
@@ -76,17 +82,28 @@ def make_step(
     mesh: Any,
     steps: int,
     reward: Any = None,
+    scorer: Any = None,
     stop_ids: tuple[int, ...] = (0,),
     vocab: int | None = None,
     **watching: Any,
-) -> tuple[objectives.Loss, parallel.Layout, rl.Iteration]:
-    """Loss, layout and iteration on a mesh; a plan, which compiles it, has no reward and needs none."""
+) -> tuple[rl.Roles, parallel.Layout, rl.Iteration]:
+    """Roles, layout and iteration on a mesh; a plan, which compiles it, has neither the Python function
+    `reward` nor the reward model `scorer`, and takes the latter to be like the policy."""
+    has_model, reference = config.reward.kind == "model", config.grpo.needs_reference
+    roles = rl.make_roles(None, model, config.lora, has_model, scorer, reference)
+    if reward is None:
+        nothing = rl.DeviceReward(lambda variables, tokens, segment_ids: segment_ids[:, 0])
+        reward = rl.DeviceReward(functools.partial(rl.reward_scores, roles)) if has_model else nothing
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
-    apart: dict[str, Any] = {}
-    if config.lora is None and config.grpo.needs_reference:
-        apart = {"trainable": rl.is_policy, "variables": functools.partial(rl.beside_reference, model)}
-    rules = parallel.make_rules(config.strategy)
-    layout = parallel.Layout(mesh, rules, model, optimizer, adapters=config.lora, **apart)
+    layout = parallel.Layout(
+        mesh,
+        parallel.make_rules(config.strategy),
+        model,
+        optimizer,
+        trainable=roles.trainable,
+        adapters=config.lora,
+        variables=roles.variables,
+    )
     vocab = vocab or model.config.vocab_size
     experience, loss = rl.make_grpo(model, config.grpo, config.rollout, vocab, config.train.logit_chunks)
     iteration = rl.Iteration(
@@ -97,22 +114,23 @@ def make_step(
         prompts=config.train.batch_size,
         stop_ids=stop_ids,
         vocab=vocab,
-        reward=reward or rl.DeviceReward(lambda variables, tokens, segment_ids: segment_ids[:, 0]),
+        reward=reward,
         experience=experience,
         loss=loss,
         accumulation=config.train.accumulation,
         reduce_dtype=config.train.reduce_dtype,
         kl_limit=config.grpo.kl_limit,
-        view=rl.policy_of,
+        view=functools.partial(roles.view, "policy"),
         **watching,
     )
-    return loss, layout, iteration
+    return roles, layout, iteration
 
 
 def main(config: Config) -> training.TrainState:
     """Train, or go on where the run folder stands."""
-    # ---- the model to start from; run, tokenizer, model ----
+    # ---- the models to start from; run, tokenizer, policy ----
     training.make_base(config.model.load, config.base, config.distributed)
+    training.make_base(config.reward.path, config.reward_base, config.distributed)
     run = training.Run.start(config)
     tokenizer, model, params = training.begin(run, config.model, adapters=config.lora)
 
@@ -128,52 +146,54 @@ def main(config: Config) -> training.TrainState:
     steps = config.train.steps or len(prompts)
     run.identify(tokenizer=tokenizer, data=prompts, model=model.config)
 
-    # ---- the reward, and the iteration: shapes and shardings first, then arrays ----
-    scorer = config.reward.build()
-    reward = rl.HostReward(scorer, tokenizer, prompts.record)
-    table = rl.RolloutTable(run.folder, run.resumed or 0)
-    mesh = parallel.make_mesh(config.mesh, config.strategy)
-    _, layout, step = make_step(
-        config,
-        model,
-        mesh,
-        steps,
-        reward,
-        tokenizer.stop_ids,
-        tokenizer.vocab_size,
-        save=run.save,
-        watch=rl.record_in(table, tokenizer, prompts.record),
-    )
-    state = run.restore(layout)
-    if state is None:
-        apart: Any = (
-            {("reference", "params"): params} if "reference" in layout.abstract_state.frozen else None
+    # ---- rewards, roles, and the iteration: shapes and shardings first, then arrays ----
+    with contextlib.ExitStack() as open_rewards:
+        reward, scorer = None, None
+        if config.reward.kind == "model":
+            scorer = rl.open_reward_model(config.reward.path, tokenizer, config.model, config.lora)
+        else:
+            function = open_rewards.enter_context(config.reward.build())
+            reward = rl.HostReward(function, tokenizer, prompts.record)
+        table = rl.RolloutTable(run.folder, run.resumed or 0)
+        roles, layout, step = make_step(
+            config,
+            model,
+            parallel.make_mesh(config.mesh, config.strategy),
+            steps,
+            reward,
+            scorer,
+            tokenizer.stop_ids,
+            tokenizer.vocab_size,
+            save=run.save,
+            watch=rl.record_in(table, tokenizer, prompts.record),
         )
-        state = layout.init(config.run.seed, params, others=apart)
-
-    # ---- beside training: save first, then what may fail ----
-    hooks = [table.hook(config.checkpoint.every), training.save(run, config.checkpoint.every)]
-    if config.eval.every != 0:
-        with run.coordinator_first("held-out data"):
-            held_out = config.data.build(tokenizer, epochs=None, split="validation", **shape)
-        asked = [held_out[n] for n in range(config.eval.batches)]
-        measure = functools.partial(step.measure, batches=asked, record=held_out.record)
-        hooks.append(training.evaluate(run, measure, config.eval.every))
-    samples = config.log.samples
-
-    def write(state: training.TrainState) -> list[dict[str, str]]:
-        writer = generation.LanguageModel(model, rl.policy_of(state.variables), tokenizer)
-        texts = writer.generate(
-            list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
+        state = run.restore(layout) or rl.begin_roles(
+            roles, layout, config.run.seed, params, reward=scorer, read=run.base
         )
-        return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
 
-    if samples.prompts:
-        hooks.append(training.sample(run, write, samples.every))
-    hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
+        # ---- beside training: save first, then what may fail ----
+        hooks = [table.hook(config.checkpoint.every), training.save(run, config.checkpoint.every)]
+        if config.eval.every != 0:
+            with run.coordinator_first("held-out data"):
+                held_out = config.data.build(tokenizer, epochs=None, split="validation", **shape)
+            asked = [held_out[n] for n in range(config.eval.batches)]
+            measure = functools.partial(step.measure, batches=asked, record=held_out.record)
+            hooks.append(training.evaluate(run, measure, config.eval.every))
+        samples = config.log.samples
 
-    # ---- train: a token is sampled (a third of a step), read by the reference, learned from every epoch ----
-    flops = model.config.flops_per_token(config.rollout.length, frozen=config.lora is not None)
-    passes = config.rollout.epochs + (1 + config.grpo.needs_reference) / 3
-    with scorer:
+        def write(state: training.TrainState) -> list[dict[str, str]]:
+            writer = generation.LanguageModel(model, roles.view("policy", state.variables), tokenizer)
+            texts = writer.generate(
+                list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
+            )
+            return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
+
+        if samples.prompts:
+            hooks.append(training.sample(run, write, samples.every))
+        hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
+
+        # ---- train: what is sampled (a third of a step) is read by two more; one learns from it every epoch
+        flops = model.config.flops_per_token(config.rollout.length, frozen=config.lora is not None)
+        readers = 1 + config.grpo.needs_reference + (scorer is not None)
+        passes = config.rollout.epochs + readers / 3
         return training.train(run, state, step, prompts, layout, steps, hooks, passes * flops)

@@ -168,7 +168,7 @@ def main(config: Config) -> training.TrainState:
             watch=rl.record_in(table, tokenizer, prompts.record),
         )
         state = run.restore(layout) or rl.begin_roles(
-            roles, layout, config.run.seed, params, config.ppo, scorer, run.base
+            roles, layout, config.run.seed, params, config.ppo.value_init, scorer, run.base
         )
 
         # ---- beside training: save first, then what may fail ----

@@ -10,7 +10,6 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.models.encoder import Encoder as Encoder
     from hllm_jax.models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from hllm_jax.models.layout import Model as Model
-    from hllm_jax.models.layout import init_variables as init_variables
     from hllm_jax.models.layout import parameter_shapes as parameter_shapes
     from hllm_jax.models.layout import stack_layers as stack_layers
     from hllm_jax.models.layout import unstack_layers as unstack_layers

@@ -8,7 +8,6 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.objectives.advantages import token_rewards as token_rewards
     from hllm_jax.objectives.advantages import truncation_policy as truncation_policy
     from hllm_jax.objectives.build import make_loss as make_loss
-    from hllm_jax.objectives.distillation import TEACHER as TEACHER
     from hllm_jax.objectives.distillation import chunked_distillation as chunked_distillation
     from hllm_jax.objectives.distillation import distill as distill
     from hllm_jax.objectives.distillation import distillation_sums as distillation_sums

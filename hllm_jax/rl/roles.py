@@ -1,4 +1,4 @@
-"""The models of PPO as views of one tree of variables.
+"""The models that learn from rewards as views of one tree of variables.
 
     params                the base: the policy's weights
     lora                  the policy's adapters
@@ -48,22 +48,24 @@ class Roles:
 
     Attributes:
         policy: goes on with a prompt; the reference is the same.
-        value: the same architecture with a head that gives one number a place.
+        value: the same architecture with a head that gives one number a place; None: there is none (GRPO).
         reward: such a model too, on the devices; None: rewards come from elsewhere.
         adapters: what is trained of policy and value model, beside the head of the latter; None: all of both.
         reward_adapters: the reward model is these on the base of the others; None: it stands alone.
         value_head: how the head of the value model begins.
+        reference: whether there is one; with adapters it costs nothing.
 
     Raises:
         ValueError: a reward model on a base that is trained.
     """
 
     policy: Decoder
-    value: Decoder
+    value: Decoder | None = None
     reward: Model | None = None
     adapters: LoRAConfig | None = None
     reward_adapters: LoRAConfig | None = None
     value_head: Literal["zeros", "normal"] = "zeros"
+    reference: bool = True
 
     def __post_init__(self) -> None:
         if self.reward_adapters is not None and self.adapters is None:
@@ -78,13 +80,15 @@ class Roles:
         tree: Tree = dict(whole)
         if self.adapters is not None:
             tree = with_adapters(self.adapters, whole, jax.random.fold_in(key, 1))
-        else:
+        elif self.reference:
             tree["reference"] = init_variables(self.policy, key)
-        value = _own(self.value, self.adapters, whole, jax.random.fold_in(key, 2))
-        if self.value_head == "zeros":
-            heads = {name: jax.tree.map(jnp.zeros_like, value["params"][name]) for name in _head(self.value)}
-            value["params"] = {**value["params"], **heads}
-        tree["value"] = value
+        if self.value is not None:
+            value = _own(self.value, self.adapters, whole, jax.random.fold_in(key, 2))
+            if self.value_head == "zeros":
+                names = _head(self.value)
+                heads = {name: jax.tree.map(jnp.zeros_like, value["params"][name]) for name in names}
+                value["params"] = {**value["params"], **heads}
+            tree["value"] = value
         if self.reward is not None:
             tree["reward"] = _own(self.reward, self.reward_adapters, whole, jax.random.fold_in(key, 3))
         return tree
@@ -128,8 +132,9 @@ class Roles:
             ValueError: a value model of adapters that should begin as a whole reward model.
         """
         parts: dict[tuple[str, ...], Weights] = {}
-        if self.adapters is None:
+        if self.adapters is None and self.reference:
             parts["reference", "params"] = base
+        if self.adapters is None and self.value is not None:
             parts["value", "params"] = _without(unused_names(self.policy.config, self.value.config), base)
         if reward is not None:
             parts["reward",] = reward
@@ -147,7 +152,7 @@ class Roles:
 
     def fresh(self, value_init: Literal["policy", "reward"] = "policy") -> Predicate:
         """What comes from the seed beside the adapters, for `Layout.init(fresh=…)`: the new head."""
-        new = _head(self.value) if value_init == "policy" else ()
+        new = _head(self.value) if self.value is not None and value_init == "policy" else ()
         return lambda path: path[:2] == ("value", "params") and path[2] in new
 
     def _alone(self, name: Name) -> bool:
@@ -156,28 +161,32 @@ class Roles:
 
 
 def make_roles(
-    config: PPOConfig,
+    config: PPOConfig | None,
     policy: Decoder,
     adapters: LoRAConfig | None = None,
     has_reward: bool = False,
     reward: RewardModel | None = None,
+    reference: bool = True,
 ) -> Roles:
     """The models of a run.
 
     Args:
-        config: of PPO.
+        config: of PPO; None: there is no value model.
         policy: the decoder that is trained.
         adapters: see `Roles`.
         has_reward: a reward model scores on the devices.
-        reward: that one; None: it is like the value model (for plans).
+        reward: that one; None: it is the policy with a head (for plans).
+        reference: see `Roles`.
     """
-    value = with_score(policy.config).build(policy.execution)
+    scoring = with_score(policy.config).build(policy.execution)
     scorer, scorer_adapters = None, None
     if has_reward:
-        scorer = reward.spec.build(policy.execution) if reward is not None else value
+        scorer = reward.spec.build(policy.execution) if reward is not None else scoring
         scorer_adapters = reward.adapters if reward is not None else adapters
-    assert isinstance(value, Decoder)
-    return Roles(policy, value, scorer, adapters, scorer_adapters, config.value_head)
+    assert isinstance(scoring, Decoder)
+    if config is None:
+        return Roles(policy, None, scorer, adapters, scorer_adapters, reference=reference)
+    return Roles(policy, scoring, scorer, adapters, scorer_adapters, config.value_head, reference)
 
 
 def begin_roles(
@@ -185,7 +194,7 @@ def begin_roles(
     layout: Layout,
     seed: int,
     base: Weights | None,
-    config: PPOConfig = PPOConfig(),
+    value_init: Literal["policy", "reward"] = "policy",
     reward: RewardModel | None = None,
     read: Base | None = None,
 ) -> TrainState:
@@ -196,7 +205,7 @@ def begin_roles(
         layout: of their tree.
         seed: of the run.
         base: the policy's weights, see `Roles.parts`.
-        config: of PPO.
+        value_init: see `Roles.parts`.
         reward: the reward model, if there is one.
         read: has the fingerprint of the base once it was read, for a reward model that stands on it.
 
@@ -205,8 +214,8 @@ def begin_roles(
         LayoutError: weights that do not fit.
     """
     assert base is not None, "a run that is not resumed has weights to load"
-    others = roles.parts(base, reward.weights if reward is not None else None, config.value_init)
-    state = layout.init(seed, base, roles.fresh(config.value_init), others)
+    others = roles.parts(base, reward.weights if reward is not None else None, value_init)
+    state = layout.init(seed, base, roles.fresh(value_init), others)
     found = read.facts["fingerprint"] if read is not None else None
     if reward is not None and None not in (reward.base, found) and reward.base != found:
         raise ValueError(

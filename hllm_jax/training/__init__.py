@@ -45,3 +45,10 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.training.step import TrainStep as TrainStep
     from hllm_jax.training.step import make_eval_step as make_eval_step
     from hllm_jax.training.step import make_train_step as make_train_step
+    from hllm_jax.training.teacher import beside_teacher as beside_teacher
+    from hllm_jax.training.teacher import build_teacher as build_teacher
+    from hllm_jax.training.teacher import check_teacher as check_teacher
+    from hllm_jax.training.teacher import is_student as is_student
+    from hllm_jax.training.teacher import of_student as of_student
+    from hllm_jax.training.teacher import read_teacher as read_teacher
+    from hllm_jax.training.teacher import tokenizer_of_teacher as tokenizer_of_teacher

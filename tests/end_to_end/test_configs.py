@@ -69,12 +69,9 @@ SHRUNK = {
     },
 }
 SHRUNK["reward"] = SHRUNK["dpo"] = SHRUNK["sft"] | {"train.sequence_length": "64"}
-SHRUNK["ppo"] = {name: value for name, value in SHRUNK["grpo"].items() if name != "grpo.kl_limit"} | {
-    "reward.kind": "model",
-    "reward.path": "runs/scorer",
-    "reward.options": "{}",
-    "ppo.kl_limit": "null",
-}
+SCORED = {"reward.kind": "model", "reward.path": "runs/scorer", "reward.options": "{}"}
+SHRUNK["ppo"] = {name: value for name, value in SHRUNK["grpo"].items() if name != "grpo.kl_limit"} | SCORED
+SHRUNK["ppo"] |= {"ppo.kl_limit": "null"}
 SOURCES = {
     "tokenizer": "[{name: shakespeare, limit: 1}]",
     "pretrain": "[{name: shakespeare, limit: 1}]",
@@ -95,6 +92,7 @@ SCORES |= {
     for recipe in ("grpo", "ppo")
     for name in ("tiny", "smollm2-135m", "llama2-7b")
 }
+SCORES["ppo/reviews"] = "eval/reward"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -179,7 +177,8 @@ def recipe_of(name: str) -> str:
 
 def train(name: str, run: str) -> None:
     recipe = recipe_of(name)
-    overrides = SHRUNK[recipe] | {"run.dir": run, "data.sources": SOURCES[recipe]}
+    by_model = SCORED if name == "grpo/llama2-7b" else {}
+    overrides = SHRUNK[recipe] | by_model | {"run.dir": run, "data.sources": SOURCES[recipe]}
     if recipe == "pretrain":
         _, whole = load_run_config(CONFIGS[name])
         kind = next((k for k in ("encoder", "encoder_decoder") if getattr(whole.model, k)), "decoder")

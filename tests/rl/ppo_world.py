@@ -53,7 +53,7 @@ class World:
         """A new state; the policy's weights come from the seed too."""
         key = jax.random.key(100 + seed)
         params = meta.unbox(jax.jit(functools.partial(init_variables, self.roles.policy))(key))["params"]
-        return begin_roles(self.roles, self.layout, seed, params, self.config)
+        return begin_roles(self.roles, self.layout, seed, params, self.config.value_init)
 
     def batch(self, rng: np.random.Generator, symbols: int = 8) -> dict[str, jax.Array]:
         """Prompts of equal length."""

@@ -118,7 +118,7 @@ def test_what_rloo_has_no_use_for_is_refused(setting: str) -> None:
         ("model.dropout=0.1", "model.dropout.*none when answers are sampled"),
         ("data.packing=concat", "data.packing.*every prompt has a row of its own"),
         ("pipeline.microbatches=2", "pipeline"),
-        ("reward.kind=model", "this recipe takes a function or a verifier"),
+        ("reward_base=configs/reward/tiny.yaml", "trains a reward model, and reward.kind is verifier"),
         ("rollout.top_p=0.9", "a probability in the policy and none in the sampler"),
     ],
 )

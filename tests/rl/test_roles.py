@@ -62,7 +62,7 @@ def begun(
         variables=roles.variables,
         control=ppo.first_control(config),
     )
-    return roles, begin_roles(roles, layout, 0, PARAMS, config, reward).variables
+    return roles, begin_roles(roles, layout, 0, PARAMS, config.value_init, reward).variables
 
 
 def same(left: Any, right: Any) -> bool:
@@ -133,7 +133,7 @@ def test_what_does_not_go_together_is_refused() -> None:
 
     read: Any = types.SimpleNamespace(facts={"fingerprint": "of these"})
     with pytest.raises(ValueError, match=r"trained on other weights than those of model\.load"):
-        begin_roles(roles, layout, 0, PARAMS, config, first, read)
+        begin_roles(roles, layout, 0, PARAMS, config.value_init, first, read)
 
 
 def test_a_reward_model_has_a_score_and_the_same_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
