@@ -88,11 +88,15 @@ class Iteration:
 
     Attributes:
         traces: how often each program was traced.
+        lag: none: an iteration waits for its updates, so that its metrics are written before the next one,
+            which may end the run.
 
     Raises:
         ValueError: the model cannot write such rows, or chunks do not divide.
         LayoutError: rows do not divide into minibatches, microbatches and devices, or the mesh splits rows.
     """
+
+    lag = 0
 
     def __init__(
         self,

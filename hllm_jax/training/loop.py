@@ -26,16 +26,21 @@ from hllm_jax.training.progress import ProgressLine
 from hllm_jax.training.run import Run
 from hllm_jax.training.step import Metrics
 
-#: Updates in flight: the host reads the metrics of update n while the device works on n + 1 and n + 2.
-LAG = 2
-
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient was not finite, and `train.nan_policy` says to stop."""
 
 
 class Step(Protocol):
-    """What the loop runs: a `TrainStep`, or several of them around a rollout."""
+    """What the loop runs: a `TrainStep`, or several of them around a rollout.
+
+    Attributes:
+        lag: updates in flight: with 2 the host reads the metrics of update n while the device works on n + 1
+            and n + 2.
+    """
+
+    @property
+    def lag(self) -> int: ...
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """The next state, and metrics with `tokens`, `skipped`, `loss` and `grad_norm` among them."""
@@ -87,7 +92,7 @@ def train(
         CheckpointError: a checkpoint could not be written.
     """
     start = int(state.step)
-    loop = Loop(run, batches, layout, start, steps, hooks, flops_per_token)
+    loop = Loop(run, batches, layout, start, steps, hooks, flops_per_token, step.lag)
     with run, Interruption() as interruption:
         try:
             loop.act(Moment(start, state, begin=True))
@@ -147,9 +152,10 @@ class Loop:
         steps: int,
         hooks: Sequence[Hook],
         flops_per_token: float | None,
+        lag: int,
     ) -> None:
         self.run, self.batches, self.layout, self.hooks = run, batches, layout, hooks
-        self.start, self.steps = start, steps
+        self.start, self.steps, self.lag = start, steps, lag
         self.settings: TrainConfig = run.config.train
         self.every: int = run.config.log.every
         self.flops_per_token = flops_per_token
@@ -169,7 +175,7 @@ class Loop:
         self.pending.append((moment.step, metrics))
         self.run.checkpoints.check()
         due = [hook for hook in self.hooks if hook.due(moment)]
-        self.drain(0 if due or moment.final or moment.interrupted else LAG, moment.state)
+        self.drain(0 if due or moment.final or moment.interrupted else self.lag, moment.state)
         self.act(moment, due)
 
     def act(self, moment: Moment, due: Sequence[Hook] | None = None) -> None:

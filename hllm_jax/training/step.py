@@ -34,6 +34,8 @@ class TrainStep:
     See `make_train_step`.
     """
 
+    lag = 2
+
     def __init__(
         self, function: Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]], layout: Layout
     ):

@@ -241,10 +241,10 @@ def test_held_out_prompts_come_with_records_of_their_own() -> None:
     assert seen == [{"held out": i // 2} for i in range(P * 2)]
 
 
-def run(folder: Path, steps: int) -> Any:
+def run(folder: Path, steps: int, reward: Any = None) -> Any:
     """What a recipe does, with weights of its own for the reference."""
     started = Run.start(toy_config(folder, f"train.steps={steps}"))
-    iteration, layout = made(lora=None, save=started.save)
+    iteration, layout = made(reward, lora=None, save=started.save)
     started.facts = {"data": Prompts.fingerprint}
     state = started.restore(layout) or begun(layout)
     hooks = [save(started, 2)]
@@ -269,6 +269,24 @@ def test_resumed_is_uninterrupted(tmp_path: Path) -> None:
     kept = jax.tree.leaves(whole.frozen["reference"]["params"])
     assert not all(map(np.array_equal, trained, kept))
     assert all(map(np.array_equal, kept, jax.tree.leaves(begun(made(lora=None)[1]).frozen)))
+
+
+def test_a_reward_that_fails_loses_nothing(tmp_path: Path) -> None:
+    calls = 0
+
+    def failing(*texts: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise KeyError("boom")
+        return vowels(*texts)
+
+    with pytest.raises(KeyError, match="boom"):
+        run(tmp_path / "a", 6, HostReward(failing, Letters(), Prompts().record))
+    # Checkpoints were asked for every two updates; three were done.
+    assert (tmp_path / "a" / "checkpoints" / "00000003" / "manifest.json").is_file()
+    _, lines = run(tmp_path / "a", 5)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow

@@ -232,6 +232,9 @@ class Worker:
                 raise TimeoutError
             block = os.read(pipe, BLOCK)
             if not block:
+                # It ends by itself: the status is its own, not that of being killed.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1.0)
                 return None
             self.read += block
         line, _, self.read = self.read.partition(b"\n")

@@ -20,6 +20,8 @@ from typing import Any
 
 Function = Callable[..., Any]
 
+LARGEST = 3.4028234e38  # of float32, which rewards are
+
 
 def serve() -> None:
     """Load the function that the first line names, then answer call after call.
@@ -128,13 +130,13 @@ def judge(
 
 
 def number(value: Any) -> float | None:
-    """A reward as a float; None where it is no finite number."""
+    """A reward as a float; None where it is no finite number, in float32."""
     if value is None:
         return None
     if isinstance(value, str):
         raise TypeError(f"it returned {shown(value)} as a reward, not a number")
     found = float(value)
-    return found if -float("inf") < found < float("inf") else None
+    return found if abs(found) <= LARGEST else None
 
 
 def load(path: str) -> Function:

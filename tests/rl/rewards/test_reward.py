@@ -26,7 +26,7 @@ def picky(prompts, completions, records):
     return [len(completions)] * len(completions)
 
 def wild(prompts, completions, records):
-    return [{"nan": math.nan, "inf": math.inf, "none": None}.get(c, 1) for c in completions]
+    return [{"nan": math.nan, "inf": math.inf, "huge": 1e300, "none": None}.get(c, 1) for c in completions]
 
 def one_less(prompts, completions, records):
     return [0.0] * (len(completions) - 1)
@@ -123,7 +123,7 @@ def test_a_value_stands_for_missing_rewards(make: Any) -> None:
     assert ask(make("picky", on_error=-2.0), "good", "bad").tolist() == [1.0, -2.0]
 
 
-@pytest.mark.parametrize("word", ["nan", "inf", "none"])
+@pytest.mark.parametrize("word", ["nan", "inf", "huge", "none"])
 def test_what_is_no_finite_number_is_no_reward(make: Any, word: str) -> None:
     reward = make("wild", on_error="skip")
     np.testing.assert_array_equal(ask(reward, "good", word), [1, np.nan])
