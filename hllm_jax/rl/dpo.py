@@ -52,9 +52,9 @@ class Preferences:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, Decoder) or self.model.config.head == "score":
-            kind = self.model.config.architecture
+            what = "a reward model" if isinstance(self.model, Decoder) else self.model.config.architecture
             raise ValueError(
-                f"model.load is of the kind {kind}, and {self.config.loss} compares what a decoder says "
+                f"model.load is of the kind {what}, and {self.config.loss} compares what a decoder says "
                 "of answers: load a language model"
             )
 

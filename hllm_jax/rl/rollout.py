@@ -60,10 +60,12 @@ def check_rollout(model: Any, config: RolloutConfig) -> None:
     """Refuse a model that cannot write such rows.
 
     Raises:
-        ValueError: it is no decoder, or its rows are shorter.
+        ValueError: it is no decoder, or one that gives scores, or its rows are shorter.
     """
     if not isinstance(model, Decoder):
         raise ValueError(f"a policy goes on with its prompt: it is a decoder, not a {type(model).__name__}")
+    if model.config.head == "score":
+        raise ValueError("model.load is a reward model, which does not write: load a language model")
     if config.length > model.config.max_length:
         raise ValueError(
             f"rollout.prompt_window {config.prompt_window} and rollout.max_tokens {config.max_tokens} make "

@@ -238,8 +238,8 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 
 def test_other_models_are_refused() -> None:
     encoder = EncoderConfig(vocab_size=9, layers=1, embed=8, heads=2, kv_heads=2, mlp=8).build(Execution())
-    for model in (encoder, model_of("score")):
-        with pytest.raises(ValueError, match="dpo compares what a decoder says"):
+    for model, kind in ((encoder, "encoder"), (model_of("score"), "a reward model")):
+        with pytest.raises(ValueError, match=f"of the kind {kind}, and dpo compares what a decoder says"):
             Preferences(model, DPOConfig())
 
 

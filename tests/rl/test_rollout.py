@@ -173,6 +173,9 @@ def test_what_cannot_be_rolled_out_is_refused() -> None:
         check_rollout(model, SETTINGS)
     with pytest.raises(ValueError, match="it is a decoder, not a str"):
         check_rollout("model", SETTINGS)
+    scorer, _ = tiny_model(tiny_config(head="score"))
+    with pytest.raises(ValueError, match="is a reward model, which does not write"):
+        check_rollout(scorer, SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,10 @@ class PromptRows:
             )
         kept = np.flatnonzero(lengths <= self.window)
         if not len(kept):
-            raise DataError(f"no prompt of {len(lengths)} fits into a window of {self.window} tokens")
+            raise DataError(
+                f"no prompt of {len(lengths)} fits into a window of {self.window} tokens (the shortest has "
+                f"{lengths.min()}): raise rollout.prompt_window"
+            )
         stats = {"documents": len(lengths), "overlong": len(overlong), **dict.fromkeys(COUNTED, 0)}
         stats |= {"dropped_overlong": len(overlong), "trained_tokens": 0}
         stats["lost_tokens"] = int(lengths[overlong].sum())
