@@ -93,7 +93,7 @@ def orpo_sums(policy: Pair, weights: jax.Array, beta: float = 0.1) -> Sums:
     By hand, p = 1/2 and 1/4: odds 1 and 1/3, -log σ(ln 3) = ln 4/3, loss ln 2 + β·0.28768.
 
     Args:
-        policy: log-probabilities of answers, means over tokens, `[B]`, smaller than 0.
+        policy: log-probabilities of answers, means over tokens, `[B]`.
         weights: `[B]`.
         beta: their λ.
 
@@ -101,7 +101,7 @@ def orpo_sums(policy: Pair, weights: jax.Array, beta: float = 0.1) -> Sums:
         `loss`, `nll` (its first term), `log_odds` and those of `reward_sums`.
     """
     chosen, rejected = (jnp.where(weights.astype(bool), x.astype(jnp.float32), -1.0) for x in policy)
-    log_odds = (chosen - _log1mexp(chosen)) - (rejected - _log1mexp(rejected))
+    log_odds = _log_odds(chosen) - _log_odds(rejected)
     return {
         "loss": weighted(-chosen + beta * _logistic(log_odds), weights),
         "nll": weighted(jax.lax.stop_gradient(-chosen), weights),
@@ -214,6 +214,11 @@ def _logistic(logits: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """`-(1 - ε)·log σ(x) - ε·log σ(-x)`."""
     loss = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(logits)
     return loss - label_smoothing * jax.nn.log_sigmoid(-logits) if label_smoothing else loss
+
+
+def _log_odds(x: jax.Array) -> jax.Array:
+    """log p - log(1 - p) of x = log p; an answer that is certain in float32 is held to be so up to 1e-6."""
+    return x - _log1mexp(jnp.minimum(x, -1e-6))
 
 
 def _log1mexp(x: jax.Array) -> jax.Array:

@@ -73,6 +73,18 @@ def test_orpo_near_certainty_and_near_impossibility() -> None:
     assert np.all(np.isfinite(gradient.chosen))
 
 
+def test_orpo_of_certain_answers_is_finite() -> None:
+    """Of short answers that are known by heart the mean log-probability is 0 in float32."""
+
+    def loss(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+        return mean(orpo_sums(Pair(chosen, rejected), jnp.ones(1)))["loss"]
+
+    certain, likely = jnp.zeros(1), jnp.asarray([-0.5])
+    for sides in ((certain, likely), (likely, certain), (certain, certain)):
+        found = jax.value_and_grad(loss, argnums=(0, 1))(*sides)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
 def test_simpo_by_hand() -> None:
     means = Pair(jnp.asarray([-1.0, jnp.nan]), jnp.asarray([-2.0, 3.0]))
     found = mean(simpo_sums(means, WEIGHTS, 2.0, 1.0))
