@@ -122,6 +122,8 @@ class GRPOConfig:
                     for name, asked in (
                         ("scale", self.scale is not None),
                         ("beta", self.beta > 0),
+                        ("clip_low", self.clip_low != 0.2),
+                        ("clip_high", self.clip_high is not None),
                         ("dual_clip", self.dual_clip is not None),
                     )
                     if self.loss == "best_of_n"

@@ -224,6 +224,10 @@ class ScheduleConfig:
         )
 
 
+#: Metrics of evaluations that are better the larger they are.
+LARGER = ("eval/reward", "eval/accuracy", "eval/f1", "eval/entity_f1", "eval/exact")
+
+
 @config
 class CheckpointConfig:
     """Checkpoints, written in the background to `<run>/checkpoints`.
@@ -243,6 +247,12 @@ class CheckpointConfig:
             [
                 (self.every is not None and self.every < 1, "every", f"{self.every}: at least 1, or null"),
                 (self.keep < 1, "keep", f"{self.keep}: at least 1"),
+                (
+                    self.best in LARGER,
+                    "best",
+                    f"{self.best}: that of its smallest value would stay, and that is the worst one; "
+                    "null keeps the newest ones",
+                ),
             ]
         )
 

@@ -101,6 +101,12 @@ def test_a_method_that_cannot_be_is_refused(setting: str, message: str) -> None:
         load_config(GRPOConfig, overrides=(setting,))
 
 
+@pytest.mark.parametrize("setting", ["scale=none", "clip_low=0.1", "clip_high=0.3", "dual_clip=3"])
+def test_what_rejection_sampling_has_no_use_for_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match="not used by best_of_n"):
+        load_config(GRPOConfig, overrides=("loss=best_of_n", setting))
+
+
 @pytest.mark.parametrize("setting", ["scale=std", "dual_clip=3"])
 def test_what_rloo_has_no_use_for_is_refused(setting: str) -> None:
     with pytest.raises(ConfigError, match="not used by rloo"):
@@ -115,6 +121,7 @@ def test_what_rloo_has_no_use_for_is_refused(setting: str) -> None:
         ("train.sequence_length=64", "train.sequence_length.*is not used"),
         ("train.z_loss=0.1", "it belongs to the loss of pretraining"),
         ("train.logit_chunks=3", "answers of 16 tokens .* do not divide into 3 parts"),
+        ("checkpoint.best=eval/reward", "that is the worst one"),
         ("model.dropout=0.1", "model.dropout.*none when answers are sampled"),
         ("data.packing=concat", "data.packing.*every prompt has a row of its own"),
         ("pipeline.microbatches=2", "pipeline"),
