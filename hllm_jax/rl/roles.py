@@ -177,7 +177,14 @@ def make_roles(
         has_reward: a reward model scores on the devices.
         reward: that one; None: it is the policy with a head (for plans).
         reference: see `Roles`.
+
+    Raises:
+        ValueError: the policy is no decoder.
     """
+    if not isinstance(policy, Decoder):
+        raise ValueError(
+            f"a policy goes on with its prompt: model.load is to be a decoder, not {type(policy).__name__}"
+        )
     scoring = with_score(policy.config).build(policy.execution)
     scorer, scorer_adapters = None, None
     if has_reward:

@@ -41,6 +41,38 @@ log: {every: 1, tensorboard: true, progress: false}
 """
 
 
+POLICY = """
+recipe: pretrain
+run: {dir: runs/policy}
+model: {decoder: {layers: 1, embed: 32, heads: 2, kv_heads: 2, mlp: 64, max_length: 32}}
+tokenizer: {vocab_size: 300}
+data: {sources: [{path: documents.jsonl}], packing: concat}
+train: {steps: 1, batch_size: 4, sequence_length: 32}
+schedule: {warmup: 0}
+eval: {every: 0}
+log: {every: 1, progress: false}
+"""
+GRPO = """
+recipe: grpo
+run: {dir: runs/grpo}
+model: {load: runs/policy}
+data: {sources: [{path: questions.jsonl}], holdout: 0.2, packing: none, overlong: drop}
+prompts: {form: text}
+reward: {kind: function, path: 'lengths.py:score'}
+rollout: {group: 2, prompt_window: 12, max_tokens: 4}
+schedule: {kind: constant, peak: 0.001, warmup: 0}
+train: {steps: 2, batch_size: 4}
+eval: {every: 2, batches: 1}
+log: {every: 1, progress: false}
+"""
+LENGTHS = """
+def score(prompts, completions, records):
+    assert len(prompts) == 4, "half of eight"
+    assert [prompt.split()[-1] for prompt in prompts] == [record["answer"] for record in records]
+    return [len(p) + len(c) / 100 for p, c in zip(prompts, completions)]
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_documents(tmp_path / "documents.jsonl", 100)
@@ -88,6 +120,22 @@ def train(folders: list[Path], *arguments: str, roots: tuple[Path, ...] = ()) ->
         for process in started:
             process.kill()
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
+
+
+@pytest.mark.slow
+def test_each_process_scores_its_own_answers(folder: Path) -> None:
+    (folder / "policy.yaml").write_text(POLICY, "utf-8")
+    ((status, said),) = train([folder], "policy.yaml")
+    assert status == 0, said
+    write_jsonl(folder / "questions.jsonl", [{"prompt": f"say {n}", "answer": str(n)} for n in range(40)])
+    (folder / "grpo.yaml").write_text(GRPO, "utf-8")
+    (folder / "lengths.py").write_text(LENGTHS, "utf-8")
+    for status, said in train([folder, folder], "grpo.yaml"):
+        assert status == 0, said
+    lines = [json.loads(line) for line in (folder / "runs/grpo/rollouts.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1] * 8 + [2] * 8
+    for line in lines:
+        assert line["score"] == pytest.approx(len(line["prompt"]) + len(line["completion"]) / 100, abs=1e-5)
 
 
 @pytest.mark.slow

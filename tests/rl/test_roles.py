@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hllm_jax.models.config import LoRAConfig, ModelConfig
-from hllm_jax.models.spec import spec_to_dict
+from hllm_jax.models.config import Execution, LoRAConfig, ModelConfig
+from hllm_jax.models.spec import EncoderConfig, spec_to_dict
 from hllm_jax.parallel import Layout, make_mesh, make_rules
 from hllm_jax.parallel.planning.topology import parse_topology
 from hllm_jax.parallel.state import TrainState, flatten, split, unflatten
@@ -215,3 +215,11 @@ def test_with_adapters_a_7b_holds_less_than_a_third_of_four_models() -> None:
             assert 0 <= counts < 100  # counts of the optimizer, which are nobody's
     assert states_of(one)["params"] <= 0.35 * states_of(four)["params"]
     assert sum(states_of(one).values()) <= 0.15 * sum(states_of(four).values())
+
+
+def test_an_encoder_is_no_policy() -> None:
+    encoder: Any = EncoderConfig(vocab_size=9, layers=1, embed=8, heads=2, kv_heads=2, mlp=8).build(
+        Execution()
+    )
+    with pytest.raises(ValueError, match=r"model\.load is to be a decoder, not Encoder"):
+        make_roles(None, encoder)
