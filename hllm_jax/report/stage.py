@@ -172,7 +172,7 @@ def _latest(lines: Any) -> tuple[Line, ...]:
 def _read_lines(path: Path) -> tuple[list[Line], int]:
     lines: list[Line] = []
     damaged = 0
-    for text in _read_text(path).splitlines():
+    for text in _read_text(path).split("\n"):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:

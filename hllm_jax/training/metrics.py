@@ -75,7 +75,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file of steps; a torn last line, or what else is no JSON object, is left out."""
     found: list[dict[str, Any]] = []
     if path.exists():
-        for text in path.read_text("utf-8", errors="replace").splitlines():
+        # Not `splitlines`: a text may hold U+2028, which ends no line of a file.
+        for text in path.read_text("utf-8", errors="replace").split("\n"):
             try:
                 line = json.loads(text)
             except ValueError:

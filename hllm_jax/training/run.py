@@ -29,7 +29,7 @@ from hllm_jax.training.adapters import Base
 from hllm_jax.training.checkpoints import CheckpointError, Checkpoints, write_json, write_whole
 from hllm_jax.training.metrics import MetricsFile
 
-#: Keys of cadence and placement: what they change is when and where, not what is trained.
+#: Keys of cadence, placement and limits: what they change is when and where, not what is trained.
 FREE = (
     "recipe",
     "run.dir",
@@ -50,6 +50,10 @@ FREE = (
     "checkpoint.*",
     "eval.*",
     "log.*",
+    "reward.timeout",
+    "reward.on_error",
+    "ppo.kl_limit",
+    "grpo.kl_limit",
     "mesh.*",
     "mesh",
     "strategy",
