@@ -409,8 +409,8 @@ class Iteration:
         raise KLLimitError(
             f"the policy has left its reference: after {step} iterations the KL is {kl:.4g} nats a token, "
             f"and kl_limit is {self.kl_limit:g}. That state is saved, and was not trained further. Look "
-            "at what the reward pays for; raise the limit to go on, or begin anew (another run.dir) with a lower "
-            "schedule.peak or a larger coefficient of the KL"
+            "at what the reward pays for; raise the limit to go on, or begin anew (another run.dir) with a "
+            "lower schedule.peak or a larger coefficient of the KL"
         )
 
 
