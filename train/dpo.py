@@ -9,7 +9,6 @@ and what is measured beside training are the accuracy and the margins on held-ou
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from hllm_jax import evals, generation, objectives, parallel, rl, training
@@ -76,12 +75,16 @@ def make_step(
     """Objective, layout and train step on a mesh; `hllm plan` compiles it for devices that are not here."""
     preferences = rl.Preferences(model, config.dpo, config.train.logit_chunks)
     optimizer = training.make_optimizer(config.optimizer, config.schedule, steps)
-    apart: dict[str, Any] = {}
-    if config.has_copy:
-        apart = {"trainable": rl.is_policy, "variables": functools.partial(rl.beside_reference, model)}
-    rules = parallel.make_rules(config.strategy)
+    roles = rl.make_roles(None, model, config.lora, reference=config.has_copy)
     layout = parallel.Layout(
-        mesh, rules, model, optimizer, adapters=config.lora, pipeline=config.pipeline, **apart
+        mesh,
+        parallel.make_rules(config.strategy),
+        model,
+        optimizer,
+        trainable=roles.trainable,
+        adapters=config.lora,
+        pipeline=config.pipeline,
+        variables=roles.variables,
     )
     layout.check_batch(config.train.batch_size, config.train.accumulation)
     step = training.make_train_step(

@@ -8,8 +8,6 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.rl.config import check_rl_sections as check_rl_sections
     from hllm_jax.rl.dpo import Preferences as Preferences
     from hllm_jax.rl.dpo_config import DPOConfig as DPOConfig
-    from hllm_jax.rl.grpo import beside_reference as beside_reference
-    from hllm_jax.rl.grpo import is_policy as is_policy
     from hllm_jax.rl.grpo import make_grpo as make_grpo
     from hllm_jax.rl.grpo import policy_of as policy_of
     from hllm_jax.rl.iteration import Iteration as Iteration

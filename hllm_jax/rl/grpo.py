@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from hllm_jax.models.decoder import Decoder
-from hllm_jax.models.layout import init_variables
 from hllm_jax.nn.adapters import COLLECTION
 from hllm_jax.objectives.advantages import truncation_policy
 from hllm_jax.objectives.groups import best_of_group, degenerate_groups, group_advantages, leave_one_out
@@ -141,14 +140,3 @@ def reference_of(variables: Variables) -> Variables:
 def policy_of(variables: Variables) -> dict[str, Any]:
     """The variables of the policy, without those of a reference beside it."""
     return {name: tree for name, tree in variables.items() if name != REFERENCE}
-
-
-def beside_reference(model: Decoder, key: jax.Array) -> dict[str, Any]:
-    """Fresh variables of a policy and of a reference with weights of its own, for `Layout(variables=…)`."""
-    whole = init_variables(model, key)
-    return {**whole, REFERENCE: whole}
-
-
-def is_policy(path: tuple[str, ...]) -> bool:
-    """The predicate of what trains where the reference has weights of its own."""
-    return path[0] != REFERENCE

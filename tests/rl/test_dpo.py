@@ -23,7 +23,7 @@ from hllm_jax.parallel import Layout, MeshConfig, make_mesh, make_rules
 from hllm_jax.parallel.state import flatten
 from hllm_jax.rl.dpo import Preferences, mismatched
 from hllm_jax.rl.dpo_config import DPOConfig
-from hllm_jax.rl.grpo import beside_reference, is_policy
+from hllm_jax.rl.roles import make_roles
 from hllm_jax.testing.models import draw_params
 from hllm_jax.training import OptimizerConfig, ScheduleConfig, make_optimizer, make_train_step
 
@@ -70,8 +70,9 @@ def state_of(name: str, devices: int, accumulation: int, lora: LoRAConfig | None
     loss = pairwise_reward(model, centering=0.1) if preferences is None else preferences.loss
     optimizer = make_optimizer(OptimizerConfig(name="adamw"), ScheduleConfig(peak=0.01, warmup=0), 10)
     apart: dict[str, Any] = {}
-    if preferences is not None and preferences.config.needs_reference and lora is None:
-        apart = {"trainable": is_policy, "variables": functools.partial(beside_reference, model)}
+    if preferences is not None:
+        roles = make_roles(None, model, lora, reference=preferences.config.needs_reference)
+        apart = {"trainable": roles.trainable, "variables": roles.variables}
     mesh = make_mesh(MeshConfig(), "ddp", jax.devices()[:devices])
     layout = Layout(mesh, make_rules("ddp"), model, optimizer, adapters=lora, **apart)
     before = preferences.before if preferences is not None else None

@@ -24,9 +24,8 @@ from hllm_jax.rl import (
     Iteration,
     KLLimitError,
     RolloutConfig,
-    beside_reference,
-    is_policy,
     make_grpo,
+    make_roles,
     policy_of,
 )
 from hllm_jax.rl.iteration import check_rows
@@ -96,11 +95,10 @@ def made(
         return jnp.where(step < RESTING, 0.0, learning(step))
 
     object.__setattr__(adam, "schedule", resting)
-    apart: dict[str, Any] = {}
-    if lora is None and method.needs_reference:
-        apart = {"trainable": is_policy, "variables": functools.partial(beside_reference, model)}
+    roles = make_roles(None, model, lora, reference=method.needs_reference)
     mesh = make_mesh(None, strategy, jax.devices()[:devices])
-    layout = Layout(mesh, make_rules(strategy), model, adam, adapters=lora, **apart)
+    rules, of_roles = make_rules(strategy), roles.variables
+    layout = Layout(mesh, rules, model, adam, roles.trainable, lora, variables=of_roles)
     experience, loss = make_grpo(model, method, SETTINGS, VOCAB)
     iteration = Iteration(
         model,
