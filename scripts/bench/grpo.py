@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import statistics
 import sys
 import time
@@ -32,9 +31,8 @@ from hllm_jax.rl import (  # noqa: E402
     HostReward,
     Iteration,
     RolloutConfig,
-    beside_reference,
-    is_policy,
     make_grpo,
+    make_roles,
     policy_of,
 )
 from hllm_jax.training import OptimizerConfig, ScheduleConfig, make_optimizer  # noqa: E402
@@ -76,13 +74,14 @@ def main() -> None:
     optimizer = make_optimizer(
         OptimizerConfig(weight_decay=0.0), ScheduleConfig(kind="constant", peak=RATE, warmup=0), 1000
     )
+    roles = make_roles(None, model)
     layout = Layout(
         make_mesh(),
         make_rules("ddp"),
         model,
         optimizer,
-        trainable=is_policy,
-        variables=functools.partial(beside_reference, model),
+        trainable=roles.trainable,
+        variables=roles.variables,
     )
     experience, loss = make_grpo(model, GRPOConfig(beta=BETA), SETTINGS, config.vocab_size)
     step = Iteration(
