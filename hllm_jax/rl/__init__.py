@@ -9,7 +9,6 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.rl.dpo import Preferences as Preferences
     from hllm_jax.rl.dpo_config import DPOConfig as DPOConfig
     from hllm_jax.rl.grpo import make_grpo as make_grpo
-    from hllm_jax.rl.grpo import policy_of as policy_of
     from hllm_jax.rl.iteration import Iteration as Iteration
     from hllm_jax.rl.iteration import KLLimitError as KLLimitError
     from hllm_jax.rl.ppo import first_control as first_control
@@ -29,6 +28,7 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.rl.roles import Roles as Roles
     from hllm_jax.rl.roles import begin_roles as begin_roles
     from hllm_jax.rl.roles import make_roles as make_roles
+    from hllm_jax.rl.roles import policy_of as policy_of
     from hllm_jax.rl.rollout import Rollout as Rollout
     from hllm_jax.rl.rollout import answer_likelihood as answer_likelihood
     from hllm_jax.rl.rollout import sample_rollout as sample_rollout

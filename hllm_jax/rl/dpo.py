@@ -27,7 +27,7 @@ from hllm_jax.objectives.preference import (
 from hllm_jax.objectives.routing import Routed, add_routing, apply_model
 from hllm_jax.objectives.sums import Batch, Sums, Variables
 from hllm_jax.rl.dpo_config import PER_TOKEN, DPOConfig
-from hllm_jax.rl.grpo import policy_of, reference_of
+from hllm_jax.rl.roles import policy_of, reference_of
 
 #: What a batch has besides where the reference was computed before.
 PRECOMPUTED = ("reference_chosen", "reference_rejected")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from hllm_jax.models.decoder import Decoder
-from hllm_jax.nn.adapters import COLLECTION
 from hllm_jax.objectives.advantages import truncation_policy
 from hllm_jax.objectives.groups import best_of_group, degenerate_groups, group_advantages, leave_one_out
 from hllm_jax.objectives.kl import kl_estimate
@@ -17,10 +14,8 @@ from hllm_jax.objectives.policy import grpo_sums, rloo_sums
 from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables
 from hllm_jax.rl.config import GRPOConfig, RolloutConfig
 from hllm_jax.rl.iteration import Experience
+from hllm_jax.rl.roles import policy_of, reference_of
 from hllm_jax.rl.rollout import Rollout, answer_likelihood
-
-#: Where the weights of the reference stand in the state, if it has its own: `reference/params/…`.
-REFERENCE = "reference"
 
 
 def make_grpo(
@@ -32,7 +27,7 @@ def make_grpo(
         model: the policy.
         config: of the method.
         settings: of the answers.
-        vocab: ids that could be rollout.
+        vocab: ids that could be sampled.
         chunks: the logits of answers are made of so many parts; divides `settings.max_tokens`.
 
     Returns:
@@ -127,16 +122,3 @@ def make_grpo(
         return sums
 
     return experience, loss
-
-
-def reference_of(variables: Variables) -> Variables:
-    """The variables of the reference: `reference/…` of the state, or the base without its adapters."""
-    if REFERENCE in variables:
-        found: Variables = variables[REFERENCE]
-        return found
-    return {name: tree for name, tree in variables.items() if name != COLLECTION}
-
-
-def policy_of(variables: Variables) -> dict[str, Any]:
-    """The variables of the policy, without those of a reference beside it."""
-    return {name: tree for name, tree in variables.items() if name != REFERENCE}

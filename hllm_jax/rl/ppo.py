@@ -79,7 +79,7 @@ def to_learn(
 
     Args:
         config: of PPO.
-        rollout: B rollout.
+        rollout: B rows.
         scores: float `[B]`; NaN is no score: the row is left out.
         reference: float `[B, L]`, log-probabilities of the reference.
         values: float `[B, L]`, see `state_values`.

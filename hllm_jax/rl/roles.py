@@ -100,9 +100,11 @@ class Roles:
             name: of the model.
             variables: the tree (arrays or their shapes).
         """
-        own: Mapping[str, Any] = variables.get(name, {})
         if name == "policy":
-            return {part: tree for part, tree in variables.items() if part not in APART}
+            return policy_of(variables)
+        if name == "reference":
+            return reference_of(variables)
+        own: Mapping[str, Any] = variables.get(name, {})
         if self._alone(name):
             return dict(own)
         params = {**flatten(variables["params"]), **flatten(own.get("params", {}))}
@@ -158,6 +160,18 @@ class Roles:
     def _alone(self, name: Name) -> bool:
         """Whether a model has all of its weights in its own part."""
         return self.adapters is None or (name == "reward" and self.reward_adapters is None)
+
+
+def policy_of(variables: Variables) -> Tree:
+    """The variables of the policy, without those of the models beside it."""
+    return {part: tree for part, tree in variables.items() if part not in APART}
+
+
+def reference_of(variables: Variables) -> Tree:
+    """The variables of the reference: weights of its own, or the base without the policy's adapters."""
+    if "reference" in variables:
+        return dict(variables["reference"])
+    return {part: tree for part, tree in policy_of(variables).items() if part != COLLECTION}
 
 
 def make_roles(

@@ -12,7 +12,7 @@ import pytest
 from hllm_jax.config import ConfigError, load_config
 from hllm_jax.recipes import load_run_config
 from hllm_jax.rl import GRPOConfig, Rollout, RolloutConfig, make_grpo
-from hllm_jax.rl.grpo import policy_of, reference_of
+from hllm_jax.rl.roles import policy_of, reference_of
 from hllm_jax.testing.models import tiny_config, tiny_model
 
 SETTINGS = RolloutConfig(group=2, prompt_window=4, max_tokens=3)
