@@ -153,16 +153,8 @@ def main(config: Config) -> training.TrainState:
             loss, layout, held_out, tokenizer.byte_lengths, config.eval.batches
         )
         hooks.append(training.evaluate(run, measure, config.eval.every))
-    samples = config.log.samples
-
-    def write(state: training.TrainState) -> list[dict[str, str]]:
-        writer = generation.LanguageModel(model, training.of_student(state.variables), tokenizer)
-        texts = writer.generate(
-            list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
-        )
-        return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
-
-    if samples.prompts:
+    if (samples := config.log.samples).prompts:
+        write = generation.sample_writer(model, tokenizer, samples, of=training.of_student)
         hooks.append(training.sample(run, write, samples.every))
     hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
 

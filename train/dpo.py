@@ -143,16 +143,8 @@ def main(config: Config) -> training.TrainState:
             loss, layout, held_out, config.eval.batches, preferences.scores, note
         )
         hooks.append(training.evaluate(run, measure, config.eval.every))
-    samples = config.log.samples
-
-    def write(state: training.TrainState) -> list[dict[str, str]]:
-        writer = generation.LanguageModel(model, rl.policy_of(state.variables), tokenizer)
-        texts = writer.generate(
-            list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
-        )
-        return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
-
-    if samples.prompts:
+    if (samples := config.log.samples).prompts:
+        write = generation.sample_writer(model, tokenizer, samples, of=rl.policy_of)
         hooks.append(training.sample(run, write, samples.every))
     hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
 

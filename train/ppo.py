@@ -179,16 +179,8 @@ def main(config: Config) -> training.TrainState:
             asked = [held_out[n] for n in range(config.eval.batches)]
             measure = functools.partial(step.measure, batches=asked, record=held_out.record)
             hooks.append(training.evaluate(run, measure, config.eval.every))
-        samples = config.log.samples
-
-        def write(state: training.TrainState) -> list[dict[str, str]]:
-            writer = generation.LanguageModel(model, roles.view("policy", state.variables), tokenizer)
-            texts = writer.generate(
-                list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature
-            )
-            return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
-
-        if samples.prompts:
+        if (samples := config.log.samples).prompts:
+            write = generation.sample_writer(model, tokenizer, samples, of=rl.policy_of)
             hooks.append(training.sample(run, write, samples.every))
         hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
 

@@ -109,16 +109,8 @@ def main(config: Config) -> training.TrainState:
         sizes = tokenizer.byte_lengths if config.objective.kind == "causal" else None
         measure = training.make_evaluation(loss, layout, held_out, sizes, config.eval.batches)
         hooks.append(training.evaluate(run, measure, config.eval.every))
-    samples = config.log.samples
-
-    def write(state: training.TrainState) -> list[dict[str, str]]:
-        writer = generation.LanguageModel(model, state.variables, tokenizer)
-        texts = writer.generate(
-            list(samples.prompts), max_tokens=samples.max_tokens, temperature=samples.temperature, raw=True
-        )
-        return [{"prompt": p, "text": t.text} for p, t in zip(samples.prompts, texts, strict=True)]
-
-    if samples.prompts:
+    if (samples := config.log.samples).prompts:
+        write = generation.sample_writer(model, tokenizer, samples, raw=True)
         hooks.append(training.sample(run, write, samples.every))
     hooks += [training.profile(run, config.train.profile), *training.track(run, config.log)]
 

@@ -10,6 +10,7 @@ with epy.lazy_api_imports(globals()):
     from hllm_jax.generation.request import Delta as Delta
     from hllm_jax.generation.request import Request as Request
     from hllm_jax.generation.request import Sampling as Sampling
+    from hllm_jax.generation.samples import sample_writer as sample_writer
     from hllm_jax.generation.scoring import Score as Score
     from hllm_jax.generation.seq2seq import Seq2SeqModel as Seq2SeqModel
     from hllm_jax.generation.text_encoder import TextEncoder as TextEncoder
