@@ -254,7 +254,7 @@ class Watch(threading.Thread):
     def __init__(self, heartbeat: float) -> None:
         super().__init__(name="watch", daemon=True)
         self.heartbeat = heartbeat
-        self.ending = False
+        self.ending = threading.Event()
         self.names = [host(index) for index in range(processes())]
         self.moved = dict.fromkeys(range(len(self.names)), (-1, time.monotonic()))
         self.silent: list[int] = []
@@ -262,20 +262,20 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Until the coordinator is gone, or this process ends."""
         count = 0
-        while True:
+        while not self.ending.is_set():
             count += 1
             client = _client()
             try:
                 client.key_value_set(f"hllm/beat/{process()}", str(count), allow_overwrite=True)
                 found = {int(k.rpartition("/")[2]): int(v) for k, v in client.key_value_dir_get("hllm/beat/")}
             except Exception:
-                if not self.ending:
+                if not self.ending.is_set():
                     self.say(
                         f"{self.names[0]}, the coordinator, cannot be reached any more. {self.end_of_this}"
                     )
                 return
             self.look(found, time.monotonic())
-            time.sleep(self.heartbeat / 16)
+            self.ending.wait(self.heartbeat / 16)
 
     def look(self, found: Mapping[int, int], now: float) -> None:
         """Compare the counts of all with those of before, and say who has become silent or is back."""
@@ -294,8 +294,13 @@ class Watch(threading.Thread):
                 self.say(f"{self.names[i]} is back: it was only busy")
 
     def end(self) -> None:
-        """From here on the coordinator may leave."""
-        self.ending = True
+        """From here on the coordinator may leave.
+
+        The thread is waited for: one that Python's end meets inside JAX's client takes the process down.
+        """
+        self.ending.set()
+        if self.is_alive():
+            self.join(self.heartbeat)
 
     def say(self, what: str) -> None:
         """To standard error, at once."""

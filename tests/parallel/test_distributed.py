@@ -129,3 +129,24 @@ def test_who_is_silent_is_named_once_and_may_come_back(
     assert said[3] == ""
     watch.look({0: 5, 1: 2}, begin + 4.5)
     assert capsys.readouterr().err == "process 1 is back: it was only busy\n"
+
+
+def test_the_end_waits_for_a_watch_that_is_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = threading.Event()
+
+    class Client:
+        def key_value_set(self, *_: object, **__: object) -> None:
+            asking.set()
+            time.sleep(0.3)
+
+        def key_value_dir_get(self, _: str) -> list[tuple[str, str]]:
+            return []
+
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "_client", Client)
+    watch = Watch(heartbeat=10)
+    watch.start()
+    assert asking.wait(10)
+    watch.end()
+    # Python's end would meet the thread inside JAX's client, and abort the process.
+    assert not watch.is_alive()
