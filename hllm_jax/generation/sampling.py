@@ -6,6 +6,7 @@ truncated and untruncated requests side by side. Work that no row asks for is sk
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hllm_jax.generation.request import Sampling
+
+#: Ids of a vocabulary that a draw takes together.
+BLOCK = 256
 
 
 class SamplingRows(NamedTuple):
@@ -62,20 +66,22 @@ def sample(
         lambda: penalize(logits, seen, rows.repetition_penalty),
         lambda: logits,
     )
-    greedy = most_probable(chosen_from)
+    drawing = rows.temperature > 0.0
 
     def draw() -> jax.Array:
         tempered = temper(chosen_from, rows.temperature)
         truncated = (rows.top_k > 0) | (rows.top_p < 1.0) | (rows.min_p > 0.0)
         kept = jax.lax.cond(
-            jnp.any(truncated & (rows.temperature > 0.0)),
+            jnp.any(truncated & drawing),
             lambda: truncate(tempered, rows.top_k, rows.top_p, rows.min_p),
             lambda: tempered,
         )
-        drawn = jax.vmap(jax.random.categorical)(row_keys(rows.seed, positions), kept)
-        return jnp.where(rows.temperature > 0.0, drawn.astype(jnp.int32), greedy)
+        return draw_each(row_keys(rows.seed, positions), kept)
 
-    tokens = jax.lax.cond(jnp.any(rows.temperature > 0.0), draw, lambda: greedy)
+    nothing = jnp.zeros_like(positions)
+    drawn = jax.lax.cond(jnp.any(drawing), draw, lambda: nothing)
+    best = jax.lax.cond(jnp.all(drawing), lambda: nothing, lambda: most_probable(chosen_from))
+    tokens = jnp.where(drawing, drawn, best)
     taken = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
     return tokens, taken - jax.nn.logsumexp(logits, axis=-1)
 
@@ -88,6 +94,32 @@ def most_probable(logits: jax.Array) -> jax.Array:
     ids = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :]
     best = jnp.max(logits, axis=-1, keepdims=True)
     return jnp.min(jnp.where(logits == best, ids, logits.shape[1] - 1), axis=-1)
+
+
+def draw_each(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """One id of each row from softmax(logits), by its own key: `[B]` and `[B, V]` -> int32 `[B]`.
+
+    First a block of ids, then one of its ids: two random numbers a row. Noise on every logit would take one
+    for each id of the vocabulary, and cost more than all else here.
+    """
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    blocks = jnp.pad(weights, ((0, 0), (0, -logits.shape[1] % BLOCK))).reshape(len(logits), -1, BLOCK)
+    uniform = jax.vmap(functools.partial(jax.random.uniform, shape=(2,)))(keys)
+    block = draw_one(jnp.sum(blocks, axis=-1), uniform[:, 0])
+    within = draw_one(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], uniform[:, 1])
+    return block * BLOCK + within
+
+
+def draw_one(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Index i with probability weights[i] / Σ weights: `[B, N]` and `[B]` in [0, 1) -> int32 `[B]`.
+
+    The first whose running sum is beyond `uniform` of the whole; never one of weight 0, however sums round.
+    """
+    sums, ids = jnp.cumsum(weights, axis=-1), jnp.arange(weights.shape[1], dtype=jnp.int32)[None, :]
+    possible = weights > 0.0
+    last = jnp.max(jnp.where(possible, ids, 0), axis=-1, keepdims=True)
+    beyond = possible & (sums > uniform[:, None] * sums[:, -1:])
+    return jnp.min(jnp.where(beyond, ids, last), axis=-1)
 
 
 def row_keys(seed: jax.Array, positions: jax.Array) -> jax.Array:

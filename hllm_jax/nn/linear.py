@@ -6,6 +6,7 @@ Adapters are applied here, where the variables hold one (`nn/adapters.py`); no l
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -85,9 +86,10 @@ def product(x: jax.Array, matrix: jax.Array, result_dtype: DTypeLike | None = No
     of `STRETCH` terms apart from each other, which more than halves the distance of SmolLM2's logits
     from float64 (its residual stream holds values of 25,000) and costs half the speed.
     """
-    terms = x.shape[-1]
+    *lead, terms = x.shape
     if not _exactly(x) or terms <= STRETCH:
-        return jnp.matmul(x, matrix, preferred_element_type=result_dtype)
+        y = jnp.matmul(x.reshape(*_rows(lead), terms), matrix, preferred_element_type=result_dtype)
+        return y.reshape(*lead, matrix.shape[1])
     missing = -terms % STRETCH
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]).reshape(*x.shape[:-1], -1, STRETCH)
     matrix = jnp.pad(matrix, ((0, missing), (0, 0))).reshape(-1, STRETCH, matrix.shape[1])
@@ -118,10 +120,10 @@ def _exactly(x: jax.Array) -> bool:
     return asked == "highest" and x.dtype == jnp.float32 and target_platform() == "cpu"
 
 
-def _rows(lead: tuple[int, ...]) -> tuple[int, ...]:
+def _rows(lead: Sequence[int]) -> tuple[int, ...]:
     """The leading axes as the product sees them.
 
     On a CPU they become one: with two, XLA computes a transposed copy of what comes into the gradient of
     every weight. Elsewhere they stay apart, because each may be sharded.
     """
-    return (math.prod(lead),) if target_platform() == "cpu" else lead
+    return (math.prod(lead),) if target_platform() == "cpu" else tuple(lead)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hllm_jax.objectives.chunks import map_parts
-from hllm_jax.objectives.language_model import cross_entropy
+from hllm_jax.objectives.language_model import pick
 
 
 class Likelihood(NamedTuple):
@@ -46,11 +47,57 @@ def likelihood(logits: jax.Array, targets: jax.Array, temperature: float = 1.0) 
             f"log-probabilities at temperature {temperature} do not exist: greedy answers have no ratio; "
             "sample at a temperature larger than 0"
         )
-    scaled = logits.astype(jnp.float32) / temperature
-    nll, log_z = cross_entropy(scaled, targets)
-    p = jnp.exp(scaled - jnp.expand_dims(log_z, -1))
-    possible = jnp.where(scaled > -jnp.inf, scaled, 0.0)
-    return Likelihood(-nll, log_z - jnp.sum(p * possible, axis=-1))
+    return Likelihood(*_log_prob_and_entropy(logits.astype(jnp.float32) / temperature, targets))
+
+
+@jax.custom_vjp
+def _log_prob_and_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of float32 `[..., V]`. Forwards and backwards written out: one sweep over the vocabulary each.
+
+    With c = logits - max, Z = Σ exp(c) and M = Σ exp(c)·c: log p(v) = c_v - log Z, H = log Z - M / Z, and
+
+        d log p(t) / d logits_v = [v = t] - p_v          d H / d logits_v = -p_v·(log p_v + H)
+    """
+    return _forward(logits, targets)[0]
+
+
+def _forward(
+    logits: jax.Array, targets: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    best = jnp.max(logits, axis=-1)
+    centred = logits - jnp.expand_dims(best, -1)
+    weights = jnp.exp(centred)
+    terms = weights, weights * _finite(centred)
+
+    def both(sums: Any, more: Any) -> Any:
+        return sums[0] + more[0], sums[1] + more[1]
+
+    zero = np.float32(0)
+    total, moment = jax.lax.reduce(terms, (zero, zero), both, (logits.ndim - 1,))
+    log_total = jnp.log(total)
+    log_z, entropy = log_total + best, log_total - moment / total
+    return (pick(logits, targets) - log_z, entropy), (logits, targets, log_z, entropy)
+
+
+def _backward(
+    saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, None]:
+    logits, targets, log_z, entropy = saved
+    of_log_prob, of_entropy = cotangents
+    log_p = logits - jnp.expand_dims(log_z, -1)
+    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    hit = vocabulary == jnp.expand_dims(targets, -1)
+    shared = jnp.expand_dims(of_log_prob + of_entropy * entropy, -1)
+    spread = jnp.exp(log_p) * (shared + jnp.expand_dims(of_entropy, -1) * _finite(log_p))
+    return jnp.where(hit, jnp.expand_dims(of_log_prob, -1), 0.0) - spread, None
+
+
+_log_prob_and_entropy.defvjp(_forward, _backward)
+
+
+def _finite(log_p: jax.Array) -> jax.Array:
+    """With 0 for -inf, which multiplies a probability of 0."""
+    return jnp.where(log_p > -jnp.inf, log_p, 0.0)
 
 
 def chunked_likelihood(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from pathlib import Path
@@ -134,24 +135,16 @@ class ByteStream:
     """Gathers bytes until they are whole characters."""
 
     def __init__(self, tokenizer: ByteTokenizer) -> None:
-        self.tokenizer, self.held = tokenizer, b""
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """The characters that this token completes."""
-        self.held += self.tokenizer.token_bytes(token)
-        try:
-            text, self.held = self.held.decode(), b""
-        except UnicodeDecodeError as error:
-            if error.end < len(self.held) or error.reason != "unexpected end of data":
-                text, self.held = self.held.decode("utf-8", "replace"), b""
-            else:
-                text, self.held = self.held[: error.start].decode(), self.held[error.start :]
-        return text
+        return self.decoder.decode(self.tokenizer.token_bytes(token))
 
     def flush(self) -> str:
         """What is left; an incomplete character becomes U+FFFD."""
-        text, self.held = self.held.decode("utf-8", "replace"), b""
-        return text
+        return self.decoder.decode(b"", True)
 
 
 class SpecialByteTokenizer(ByteTokenizer):

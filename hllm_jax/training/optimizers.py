@@ -105,10 +105,26 @@ def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int
             optax.adafactor(learning_rate=None, weight_decay_rate=None),
             optax.add_decayed_weights(-decay, decays),
         )
-    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    clip = [] if config.clip_norm is None else [clip_by_global_norm(config.clip_norm)]
     main = with_state_dtype(main, config.state_dtype, VECTORS)
     transform = optax.chain(*clip, main)
     return Optimizer(transform, make_schedule(schedule, steps), config.master_dtype, config.offload)
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """Optax's, by a product with one number: XLA writes a quotient of every gradient to memory first."""
+
+    def clipped(updates: Any, params: Any) -> Any:
+        del params
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < limit, 1.0, limit / norm)
+
+        def scaled(update: jax.Array) -> jax.Array:
+            return update * factor.astype(update.dtype)
+
+        return jax.tree.map(scaled, updates)
+
+    return optax.stateless(clipped)
 
 
 def _cast(tree: Any, dtype: DTypeLike) -> Any:

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from hllm_jax.generation.request import Request, Sampling
-from hllm_jax.generation.sampling import penalize, row_keys, sample, sampling_rows, temper, truncate
+from hllm_jax.generation.sampling import (
+    draw_each,
+    draw_one,
+    penalize,
+    row_keys,
+    sample,
+    sampling_rows,
+    temper,
+    truncate,
+)
 
 V = 7
 LOGITS = np.log(np.array([[0.40, 0.25, 0.15, 0.10, 0.05, 0.04, 0.01]], np.float32))
@@ -115,6 +124,32 @@ def test_rows_of_one_batch_have_parameters_of_their_own():
     assert set(drawn[:, 3]) == {0, 1}
     frequencies = np.bincount(drawn[:, 2], minlength=V) / len(drawn)
     np.testing.assert_allclose(frequencies, np.exp(LOGITS[0]), atol=0.04)
+
+
+def test_draws_over_several_blocks_follow_the_softmax():
+    vocab, draws = 1000, 200_000
+    logits = np.random.default_rng(0).normal(0.0, 2.0, vocab).astype(np.float32)
+    logits[:300], logits[990:] = -np.inf, -np.inf  # a whole block, and the end of the last one
+
+    def draw(numbers: jax.Array) -> jax.Array:
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(7), n))(numbers)
+        return draw_each(keys, jnp.broadcast_to(jnp.asarray(logits), (len(numbers), vocab)))
+
+    drawn = np.asarray(jax.lax.map(draw, jnp.arange(draws).reshape(-1, 2000)))
+    seen = np.bincount(drawn.ravel(), minlength=vocab)
+    assert seen[np.isneginf(logits)].sum() == 0
+    p = np.exp(logits.astype(np.float64))
+    expected = draws * p / p.sum()
+    likely = expected > 5
+    chi_square = ((seen - expected)[likely] ** 2 / expected[likely]).sum()
+    freedom = likely.sum() - 1
+    assert abs(chi_square - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+def test_a_draw_at_either_end_has_a_weight():
+    weights = jnp.array([[0.0, 0.2, 0.0, 0.8, 0.0]] * 4)
+    uniform = jnp.array([0.0, 0.19, 0.21, 1.0])
+    assert draw_one(weights, uniform).tolist() == [1, 1, 3, 3]
 
 
 def test_keys_depend_on_seed_row_sample_and_position_alone():

@@ -82,6 +82,27 @@ def test_likelihood_of_what_the_sampler_had_left() -> None:
     assert np.all(np.isfinite(jax.jit(jax.grad(of))(ruled_out)))
 
 
+def test_the_gradient_of_the_likelihood_is_that_of_its_definition() -> None:
+    rng = np.random.default_rng(1)
+    logits = jnp.asarray(rng.normal(0.0, 3.0, (2, 5, 13)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 13, (2, 5)))
+    cost = jnp.asarray(rng.normal(size=(2, 2, 5)), jnp.float32)
+
+    def ours(logits: jax.Array) -> jax.Array:
+        found = likelihood(logits, targets, temperature=0.7)
+        return jnp.sum(cost[0] * found.log_probs + cost[1] * found.entropy)
+
+    def defined(logits: jax.Array) -> jax.Array:
+        log_p = jax.nn.log_softmax(logits / 0.7)
+        taken = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+        return jnp.sum(cost[0] * taken - cost[1] * jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+
+    for found, expected in zip(
+        jax.value_and_grad(ours)(logits), jax.value_and_grad(defined)(logits), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_likelihood_in_parts_is_the_same_with_its_gradient() -> None:
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 6, 4), (4, 11)))
