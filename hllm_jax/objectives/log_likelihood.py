@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hllm_jax.objectives.chunks import map_parts
-from hllm_jax.objectives.language_model import pick
+from hllm_jax.objectives.language_model import cross_entropy, pick
 
 
 class Likelihood(NamedTuple):
@@ -119,10 +119,22 @@ def chunked_likelihood(
     Raises:
         ValueError: it does not divide L.
     """
-    if chunks == 1:
-        return likelihood(head(x), targets, temperature)
 
     def of_part(x: jax.Array, targets: jax.Array) -> Likelihood:
         return likelihood(head(x), targets, temperature)
 
-    return map_parts(of_part, (x, targets), chunks)
+    return of_part(x, targets) if chunks == 1 else map_parts(of_part, (x, targets), chunks)
+
+
+def chunked_log_probs(
+    x: jax.Array, head: Callable[[jax.Array], jax.Array], targets: jax.Array, chunks: int = 1
+) -> jax.Array:
+    """Log-probabilities alone, float32 `[B, L]`; arguments as `chunked_likelihood`.
+
+    With and without a gradient they are the same to the bit: a policy that is its reference has a ratio of 1.
+    """
+
+    def of_part(x: jax.Array, targets: jax.Array) -> jax.Array:
+        return -cross_entropy(head(x).astype(jnp.float32), targets)[0]
+
+    return of_part(x, targets) if chunks == 1 else map_parts(of_part, (x, targets), chunks)

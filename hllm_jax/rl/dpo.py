@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from hllm_jax.models.decoder import Decoder
 from hllm_jax.models.layout import Model
-from hllm_jax.objectives.log_likelihood import chunked_likelihood
+from hllm_jax.objectives.log_likelihood import chunked_log_probs
 from hllm_jax.objectives.masks import held_rows
 from hllm_jax.objectives.pairs import apart, both, row_weights
 from hllm_jax.objectives.preference import (
@@ -103,9 +103,9 @@ class Preferences:
             positions=both(batch, "positions"),
         )
         # What stands at t - 1 speaks of token t; the first token, which comes round, is never of an answer.
-        found = chunked_likelihood(x, head, jnp.roll(tokens, -1, axis=1), chunks=self.chunks)
+        found = chunked_log_probs(x, head, jnp.roll(tokens, -1, axis=1), self.chunks)
         weights = jnp.roll(weights.at[:, 0].set(0.0), -1, axis=1)
-        return answers(apart(found.log_probs), apart(weights), self.config.loss in PER_TOKEN), routed
+        return answers(apart(found), apart(weights), self.config.loss in PER_TOKEN), routed
 
     def reference(self, variables: Variables, batch: Batch) -> Pair:
         """The same of the reference, without a gradient: what the batch says, else computed."""
