@@ -181,6 +181,30 @@ def coordinator_first(name: str, seconds: float = PREPARATION_SECONDS) -> Iterat
         barrier(name, seconds)
 
 
+def share_error(name: str, error: Exception | None, seconds: float = PREPARATION_SECONDS) -> str | None:
+    """Tell all processes whether this one failed, so that they can stop together.
+
+    Args:
+        name: of what was tried; every process comes here after each try.
+        error: what went wrong in this process.
+        seconds: so long the slowest process may take to come here.
+
+    Returns:
+        What went wrong in the first process that failed, None where none did.
+
+    Raises:
+        DistributedError: not all came.
+    """
+    if processes() == 1:
+        return None if error is None else str(error)
+    place = f"hllm/{_again(f'error/{name}')}"
+    if error is not None:
+        _client().key_value_set(f"{place}/{process()}", str(error) or repr(error))
+    barrier(name, seconds)
+    found = {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(f"{place}/")}
+    return f"{host(min(found))}: {found[min(found)]}" if found else None
+
+
 def agree(name: str, values: Mapping[str, Any], seconds: float) -> None:
     """Refuse to go on where processes differ.
 

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from hllm_jax.models.decoder import Decoder
 from hllm_jax.objectives.sums import Batch, Loss, Sums, Variables, mean
+from hllm_jax.parallel.distributed import share_error
 from hllm_jax.parallel.layout import Layout, LayoutError
 from hllm_jax.parallel.state import TrainState, Tree, merge
 from hllm_jax.rl.config import RolloutConfig
@@ -227,13 +228,7 @@ class Iteration:
         jax.block_until_ready(rollout)
         sampled = time.perf_counter()
 
-        try:
-            scores = self._scores(rows)
-        except Exception:
-            # With several processes this one may be alone with its error, and saving takes all of them.
-            if jax.process_count() == 1 and jax.device_get(state.step) > 0:
-                self._keep(state)
-            raise
+        scores = self._scores_or_stop(state, rows)
         learned, of_rows, seen = programs["weigh"](trainable, frozen, state.control, rollout, scores)
         jax.block_until_ready(seen)
         scored = time.perf_counter()
@@ -386,6 +381,22 @@ class Iteration:
         # Of several processes each puts its own part, which JAX does not count as asked for.
         with jax.transfer_guard("allow"):
             return self.layout.put({"scores": found})["scores"]
+
+    def _scores_or_stop(self, state: TrainState, rows: Rows) -> jax.Array | None:
+        """`_scores`; where they fail in one process, all save the state, if it was trained, and stop."""
+        if isinstance(self.reward, DeviceReward):
+            return None
+        scores, problem = None, None
+        try:
+            scores = self._scores(rows)
+        except Exception as error:
+            problem = error
+        said = share_error("reward", problem)
+        if said is None:
+            return scores
+        if jax.device_get(state.step) > 0:
+            self._keep(state)
+        raise problem or RewardError(f"the rewards of another process failed: {said}")
 
     def _keep(self, state: TrainState) -> None:
         """Save the state before the run stops, with the transfers that the loop forbids."""

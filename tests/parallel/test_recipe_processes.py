@@ -139,6 +139,37 @@ def test_each_process_scores_its_own_answers(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_reward_that_fails_in_one_process_stops_all_and_saves(folder: Path) -> None:
+    (folder / "policy.yaml").write_text(POLICY, "utf-8")
+    ((status, said),) = train([folder], "policy.yaml")
+    assert status == 0, said
+    write_jsonl(folder / "questions.jsonl", [{"prompt": f"say {n}", "answer": str(n)} for n in range(40)])
+    (folder / "grpo.yaml").write_text(GRPO, "utf-8")
+    fails_once = """
+from pathlib import Path
+from collections import Counter
+calls = Counter()
+def score(prompts, completions, records):
+    calls["all"] += 1
+    if calls["all"] == 3:  # the first is of the evaluation before the first update
+        mine = Path("failed")
+        try:
+            mine.mkdir()
+        except FileExistsError:
+            pass
+        else:
+            raise ValueError("no more")
+    return [1.0 * len(text) for text in completions]
+"""
+    (folder / "lengths.py").write_text(fails_once, "utf-8")
+    found = train([folder, folder], "grpo.yaml", "train.steps=4")
+    assert [status for status, _ in found] == [2, 2], found
+    assert all("no more" in said for _, said in found)
+    assert sum("the rewards of another process failed: process" in said for _, said in found) == 1
+    assert [path.name for path in (folder / "runs/grpo/checkpoints").glob("0*")] == ["00000001"]
+
+
+@pytest.mark.slow
 def test_finetuning_with_its_base_and_uneven_data(folder: Path) -> None:
     for status, said in train([folder, folder], "finetune.yaml", "run.dir=two"):
         assert status == 0, said

@@ -220,6 +220,16 @@ def test_the_coefficient_follows_the_kl_once_an_iteration() -> None:
     assert float(after["kl_coefficient"]) == pytest.approx(0.3)
 
 
+def test_a_fixed_coefficient_is_that_of_the_config_whatever_a_resumed_state_says() -> None:
+    w = world(first_token, TWO, lora=LORA, kl=KLConfig(kind="fixed", coefficient=0.3))
+    state = w.begin()
+    before = jax.device_put(np.float32(9.0), state.step.sharding)
+    _, metrics = w.iteration(
+        state.replace(control={"kl_coefficient": before}), w.batch(np.random.default_rng(0))
+    )
+    assert float(metrics["kl_coefficient"]) == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("lora", BOTH)
 def test_a_resumed_run_goes_on_exactly(lora: bool, tmp_path: Path) -> None:
     w = learning(lora)
