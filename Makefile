@@ -59,9 +59,10 @@ $(VENV)/.%: requirements/%.txt pyproject.toml | $(BIN)/python
 	@touch $@
 
 # torch first, and alone: what depends on it must not choose another build.
-.venv-peers/.done: requirements/peers.in
+.venv-peers/.done: requirements/peers.in requirements/peers-newest.in
 	$(PEERS_PYTHON) -m venv .venv-peers
 	@echo "installing the published implementations into .venv-peers"
 	@.venv-peers/bin/python $(PIP) torch==2.13.0
 	@.venv-peers/bin/python $(PIP) -r requirements/peers.in
+	@.venv-peers/bin/python $(PIP) --no-deps --upgrade --target .venv-peers/newest -r requirements/peers-newest.in
 	@touch $@

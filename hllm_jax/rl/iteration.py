@@ -279,7 +279,7 @@ class Iteration:
             rollout, rows = self._programs["sample"](
                 state.trainable, state.frozen, state.rng, held_out, batch
             )
-            scores = self._scores(rows, record)
+            scores = self._scores_or_stop(state, rows, record)
             _, _, seen = self._programs["weigh"](
                 state.trainable, state.frozen, state.control, rollout, scores
             )
@@ -368,35 +368,31 @@ class Iteration:
         lowered["update"] = update.lower(state.replace(frozen={}), state.frozen, learned, number, seen)
         return lowered
 
-    def _scores(self, rows: Rows, record: Callable[[int], dict[str, Any]] | None = None) -> jax.Array | None:
+    def _scores_or_stop(
+        self, state: TrainState, rows: Rows, record: Callable[[int], dict[str, Any]] | None = None
+    ) -> jax.Array | None:
         """Of rows that were sampled, by Python; each process scores its own. None: the device scores them.
 
-        `record` gives the records of other prompts than those of training.
+        Where that fails in one process, all save the state, if it was trained, and stop. `record` gives the
+        records of other prompts than those of training.
         """
         if isinstance(self.reward, DeviceReward):
             return None
         own = self.layout.local_rows(len(rows.tokens))
         reward = self.reward if record is None else dataclasses.replace(self.reward, record=record)
-        found = reward.of_rows(Rows(*(array[own] for array in jax.device_get(rows))))
-        # Of several processes each puts its own part, which JAX does not count as asked for.
-        with jax.transfer_guard("allow"):
-            return self.layout.put({"scores": found})["scores"]
-
-    def _scores_or_stop(self, state: TrainState, rows: Rows) -> jax.Array | None:
-        """`_scores`; where they fail in one process, all save the state, if it was trained, and stop."""
-        if isinstance(self.reward, DeviceReward):
-            return None
-        scores, problem = None, None
+        found, problem = None, None
         try:
-            scores = self._scores(rows)
+            found = reward.of_rows(Rows(*(array[own] for array in jax.device_get(rows))))
         except Exception as error:
             problem = error
         said = share_error("reward", problem)
-        if said is None:
-            return scores
-        if jax.device_get(state.step) > 0:
-            self._keep(state)
-        raise problem or RewardError(f"the rewards of another process failed: {said}")
+        if said is not None:
+            if jax.device_get(state.step) > 0:
+                self._keep(state)
+            raise problem or RewardError(f"the rewards of another process failed: {said}")
+        # Of several processes each puts its own part, which JAX does not count as asked for.
+        with jax.transfer_guard("allow"):
+            return self.layout.put({"scores": found})["scores"]
 
     def _keep(self, state: TrainState) -> None:
         """Save the state before the run stops, with the transfers that the loop forbids."""

@@ -1,9 +1,9 @@
-"""An iteration of GRPO on SmolLM2's shape with 6 layers, in answers per second, against `trl`.
+"""An iteration of GRPO on SmolLM2's shape with 6 layers, in answers per second, against the newest `trl`.
 
 Both sides sample 16 answers of at most 32 tokens (8 to each of 2 prompts of 16 tokens), have them scored by a
 Python function of their texts, ask a reference that is a copy of the first weights, and learn from them twice
 (AdamW on all weights, KL in the loss), in float32 on two cores. Iterations alternate, the ratio is the median
-of the pairs. The peer (the GRPO trainer of `trl` on the eager Llama of transformers, SDPA) runs in
+of the pairs. The peer (the GRPO trainer of `trl` 1.16 on the eager Llama of transformers, SDPA) runs in
 `.venv-peers` (`make peers`); without it, ours alone.
 """
 
@@ -159,7 +159,11 @@ def main() -> None:
         result["peer_share"] = {"rollout": round(last["rollout"] / last["seconds"], 2)}
     result["memory"] = {"ours": peak_resident(), "peer": last.get("memory")}
     result["tokens_of_an_answer"] = held["tokens"]
-    result["against"] = "trl and transformers in PyTorch, .venv-peers" if peer else "nothing (make peers)"
+    result["against"] = (
+        f"trl {peer.ready['trl']} and transformers in PyTorch, .venv-peers"
+        if peer
+        else "nothing (make peers)"
+    )
     if peer:
         peer.close()
     common.show(result)

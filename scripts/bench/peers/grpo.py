@@ -1,4 +1,4 @@
-"""The peer of `bench grpo`: the GRPO trainer of `trl`, on the Llama of transformers, PyTorch eager, SDPA.
+"""The peer of `bench grpo`: the GRPO trainer of the newest `trl`, on the Llama of transformers, SDPA.
 
 Reads one JSON line with the sizes; then answers each `{"steps": n}` with the seconds of so many iterations,
 those of them that generation took, and the most memory held so far.
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(sys.prefix) / "newest"))
 
 import torch
+import trl
 from datasets import Dataset
 from memory import peak_memory
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -45,7 +47,7 @@ class Answering(TrainerCallback):
         self.generating.clear()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        print(json.dumps({"ready": True}), flush=True)
+        print(json.dumps({"ready": True, "trl": trl.__version__}), flush=True)
         self.wait(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
