@@ -113,7 +113,8 @@ def draw_each(keys: jax.Array, logits: jax.Array) -> jax.Array:
 def draw_one(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """Index i with probability weights[i] / Σ weights: `[B, N]` and `[B]` in [0, 1) -> int32 `[B]`.
 
-    The first whose running sum is beyond `uniform` of the whole; never one of weight 0, however sums round.
+    The first whose running sum is beyond `uniform` of the whole; never one of weight 0, however sums round (0
+    where none has weight). `uniform` has 23 bits: what is less likely than 1e-7 is not told from that.
     """
     sums, ids = jnp.cumsum(weights, axis=-1), jnp.arange(weights.shape[1], dtype=jnp.int32)[None, :]
     possible = weights > 0.0

@@ -29,6 +29,12 @@ PREPARATION_SECONDS = 24 * 3600
 #: How often each name was used. All processes pass the same places in the same order, so they count alike.
 _times: collections.Counter[str] = collections.Counter()
 
+#: Characters of an error that are told to other processes.
+MESSAGE = 2000
+
+#: What a process counts to when it comes to its end by itself: it is silent from then on.
+ENDED = 0
+
 #: After this share of the heartbeat the watch says who is silent. JAX beats twice in a heartbeat, so it ends
 #: the others between a half and a whole one after a death: it has to be said before.
 SILENCE = 0.3
@@ -144,6 +150,8 @@ def barrier(name: str, seconds: float) -> None:
             f"{host(process())} waited {seconds:g} s at {name!r} for {who}: look at its log, and whether its "
             "machine is there"
         ) from error
+    # All are past it: nobody asks who came.
+    _client().key_value_delete(f"hllm/{place}/{process()}")
 
 
 def missing(place: str) -> list[int]:
@@ -187,7 +195,7 @@ def share_error(name: str, error: Exception | None, seconds: float = PREPARATION
     Args:
         name: of what was tried; every process comes here after each try.
         error: what went wrong in this process.
-        seconds: so long the slowest process may take to come here.
+        seconds: so long the slowest process may take to come here; long, for what is tried has a time-out.
 
     Returns:
         What went wrong in the first process that failed, None where none did.
@@ -198,9 +206,12 @@ def share_error(name: str, error: Exception | None, seconds: float = PREPARATION
     if processes() == 1:
         return None if error is None else str(error)
     place = f"hllm/{_again(f'error/{name}')}"
-    if error is not None:
-        _client().key_value_set(f"{place}/{process()}", str(error) or repr(error))
-    barrier(name, seconds)
+    try:
+        if error is not None:
+            said = (str(error) or repr(error)).encode("utf-8", "backslashreplace").decode()
+            _client().key_value_set(f"{place}/{process()}", said[:MESSAGE])
+    finally:
+        barrier(name, seconds)
     found = {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(f"{place}/")}
     return f"{host(min(found))}: {found[min(found)]}" if found else None
 
@@ -308,7 +319,7 @@ class Watch(threading.Thread):
             for i, (last, then) in self.moved.items()
         }
         before, limit = self.silent, SILENCE * self.heartbeat
-        self.silent = [i for i, (_, then) in self.moved.items() if now - then > limit]
+        self.silent = [i for i, (last, then) in self.moved.items() if last != ENDED and now - then > limit]
         for i in self.silent:
             if i not in before:
                 gone = f"{self.names[i]} gone: silent for {limit:.0f} s"
@@ -325,6 +336,8 @@ class Watch(threading.Thread):
         self.ending.set()
         if self.is_alive():
             self.join(self.heartbeat)
+            with contextlib.suppress(Exception):
+                _client().key_value_set(f"hllm/beat/{process()}", str(ENDED), allow_overwrite=True)
 
     def say(self, what: str) -> None:
         """To standard error, at once."""

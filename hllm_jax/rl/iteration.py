@@ -218,7 +218,8 @@ class Iteration:
 
         Raises:
             KLLimitError: the rollout is further from the reference than `kl_limit`; the state is saved.
-            RewardError: a reward on the devices gave no answer a finite score; the state is saved.
+            RewardError: a reward on the devices gave no answer a finite score; the state is saved. Or another
+                process has no rewards; as below.
             Exception: whatever a reward of texts raises; the state is saved, unless it has not been trained.
         """
         self.compile(state, batch)
@@ -270,6 +271,9 @@ class Iteration:
 
         Returns:
             `eval/reward`, `eval/ended` and `eval/answer_length`, means over all answers.
+
+        Raises:
+            Exception: as `__call__` where rewards fail.
         """
         found: list[tuple[jax.Array, ...]] = []
         for number, prompts in enumerate(batches):
@@ -371,7 +375,7 @@ class Iteration:
     def _scores_or_stop(
         self, state: TrainState, rows: Rows, record: Callable[[int], dict[str, Any]] | None = None
     ) -> jax.Array | None:
-        """Of rows that were sampled, by Python; each process scores its own. None: the device scores them.
+        """Scores of sampled rows, computed in Python: each process scores its own. None: the device does.
 
         Where that fails in one process, all save the state, if it was trained, and stop. `record` gives the
         records of other prompts than those of training.
@@ -387,9 +391,13 @@ class Iteration:
             problem = error
         said = share_error("reward", problem)
         if said is not None:
-            if jax.device_get(state.step) > 0:
-                self._keep(state)
-            raise problem or RewardError(f"the rewards of another process failed: {said}")
+            failure = problem or RewardError(f"the rewards of another process failed: {said}")
+            try:
+                if jax.device_get(state.step) > 0:
+                    self._keep(state)
+            except Exception as second:
+                raise second from failure
+            raise failure
         # Of several processes each puts its own part, which JAX does not count as asked for.
         with jax.transfer_guard("allow"):
             return self.layout.put({"scores": found})["scores"]

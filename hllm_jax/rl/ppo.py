@@ -53,7 +53,7 @@ def make_experience(
             roles.policy, base, rollout.tokens, rollout.lengths, rollout.begins, settings, vocab, chunks
         )
         values = state_values(roles, variables, rollout.tokens, rollout.lengths)
-        # A fixed one is that of the config, also in a run that goes on with another.
+        # A fixed one is read from the config of now; `control` has that of the config the run began with.
         fixed = config.kl.kind == "fixed"
         coefficient = config.kl.coefficient if fixed else variables["control"][COEFFICIENT]
         return to_learn(config, rollout, scores, told.log_probs, values, coefficient)

@@ -19,7 +19,7 @@ class KLConfig:
     Attributes:
         kind: `fixed` (Ouyang et al. 2022) or `adaptive`: the coefficient follows a target (Ziegler et al.
             2019, section 2.2).
-        coefficient: β of the first iteration.
+        coefficient: β; where it is adaptive, that of the first iteration.
         target: KL of a whole answer in nats, for `adaptive` (6 in the paper).
         horizon: answers after which the coefficient has followed, for `adaptive` (10000 in the paper's code):
             the gain of an iteration is its answers / horizon.

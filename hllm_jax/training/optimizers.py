@@ -112,7 +112,7 @@ def make_optimizer(config: OptimizerConfig, schedule: ScheduleConfig, steps: int
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """Optax's, by a product with one number: XLA writes a quotient of every gradient to memory first."""
+    """`optax.clip_by_global_norm`, scaling by one factor: its quotients XLA writes to memory first."""
 
     def clipped(updates: Any, params: Any) -> Any:
         del params

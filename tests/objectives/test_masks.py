@@ -103,6 +103,25 @@ def test_the_gradient_of_the_likelihood_is_that_of_its_definition() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_likelihood_over_a_large_vocabulary_is_exact() -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(30.0, 4.0, (16, 49_152)).astype(np.float32)
+    targets = rng.integers(0, 49_152, 16)
+    targets[:8] = logits[:8].argmax(axis=1)
+
+    def both(logits: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        found = likelihood(logits, jnp.asarray(targets))
+        return jnp.sum(found.log_probs + found.entropy), (found.log_probs, found.entropy)
+
+    (_, found), _ = jax.jit(jax.value_and_grad(both, has_aux=True))(jnp.asarray(logits))
+    centred = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_p = centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(
+        found[0], np.take_along_axis(log_p, targets[:, None], 1)[:, 0], rtol=1e-6, atol=3e-6
+    )
+    np.testing.assert_allclose(found[1], -(np.exp(log_p) * log_p).sum(axis=1), rtol=0, atol=3e-5)
+
+
 def test_likelihood_in_parts_is_the_same_with_its_gradient() -> None:
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 6, 4), (4, 11)))

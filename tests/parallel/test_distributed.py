@@ -14,7 +14,15 @@ import pytest
 from jax._src.lib import _jax
 
 from hllm_jax.parallel import distributed
-from hllm_jax.parallel.distributed import DistributedError, Watch, agree, barrier, coordinator_first
+from hllm_jax.parallel.distributed import (
+    ENDED,
+    DistributedError,
+    Watch,
+    agree,
+    barrier,
+    coordinator_first,
+    share_error,
+)
 
 Both = Callable[[Callable[[int], Any]], list[Any]]
 
@@ -129,6 +137,19 @@ def test_who_is_silent_is_named_once_and_may_come_back(
     assert said[3] == ""
     watch.look({0: 5, 1: 2}, begin + 4.5)
     assert capsys.readouterr().err == "process 1 is back: it was only busy\n"
+    for count in range(6, 20):  # process 1 has done its work and waits for the end of all
+        watch.look({0: count, 1: ENDED}, begin + count)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_one_process_is_told_to_all(both: Both) -> None:
+    assert both(lambda index: share_error("reward", None, 10)) == [None, None]
+    one = both(lambda index: share_error("reward", ValueError("no more") if index else None, 10))
+    assert one == ["process 1 (machine1, pid 1): no more"] * 2
+    empty = both(lambda index: share_error("reward", KeyError() if index == 0 else ValueError("\ud800"), 10))
+    assert empty == ["process 0 (machine0, pid 0): KeyError()"] * 2
+    long = both(lambda index: share_error("reward", ValueError("x" * 9999), 10))
+    assert long == ["process 0 (machine0, pid 0): " + "x" * 2000] * 2
 
 
 def test_the_end_waits_for_a_watch_that_is_asking(monkeypatch: pytest.MonkeyPatch) -> None:

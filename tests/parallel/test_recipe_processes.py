@@ -122,29 +122,30 @@ def train(folders: list[Path], *arguments: str, roots: tuple[Path, ...] = ()) ->
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
-@pytest.mark.slow
-def test_each_process_scores_its_own_answers(folder: Path) -> None:
+@pytest.fixture
+def asked(folder: Path) -> Path:
+    """With a policy, and what GRPO asks it."""
     (folder / "policy.yaml").write_text(POLICY, "utf-8")
     ((status, said),) = train([folder], "policy.yaml")
     assert status == 0, said
     write_jsonl(folder / "questions.jsonl", [{"prompt": f"say {n}", "answer": str(n)} for n in range(40)])
     (folder / "grpo.yaml").write_text(GRPO, "utf-8")
-    (folder / "lengths.py").write_text(LENGTHS, "utf-8")
-    for status, said in train([folder, folder], "grpo.yaml"):
+    return folder
+
+
+@pytest.mark.slow
+def test_each_process_scores_its_own_answers(asked: Path) -> None:
+    (asked / "lengths.py").write_text(LENGTHS, "utf-8")
+    for status, said in train([asked, asked], "grpo.yaml"):
         assert status == 0, said
-    lines = [json.loads(line) for line in (folder / "runs/grpo/rollouts.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (asked / "runs/grpo/rollouts.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1] * 8 + [2] * 8
     for line in lines:
         assert line["score"] == pytest.approx(len(line["prompt"]) + len(line["completion"]) / 100, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_a_reward_that_fails_in_one_process_stops_all_and_saves(folder: Path) -> None:
-    (folder / "policy.yaml").write_text(POLICY, "utf-8")
-    ((status, said),) = train([folder], "policy.yaml")
-    assert status == 0, said
-    write_jsonl(folder / "questions.jsonl", [{"prompt": f"say {n}", "answer": str(n)} for n in range(40)])
-    (folder / "grpo.yaml").write_text(GRPO, "utf-8")
+def test_a_reward_that_fails_in_one_process_stops_all_and_saves(asked: Path) -> None:
     fails_once = """
 from pathlib import Path
 from collections import Counter
@@ -161,12 +162,12 @@ def score(prompts, completions, records):
             raise ValueError("no more")
     return [1.0 * len(text) for text in completions]
 """
-    (folder / "lengths.py").write_text(fails_once, "utf-8")
-    found = train([folder, folder], "grpo.yaml", "train.steps=4")
+    (asked / "lengths.py").write_text(fails_once, "utf-8")
+    found = train([asked, asked], "grpo.yaml", "train.steps=4")
     assert [status for status, _ in found] == [2, 2], found
     assert all("no more" in said for _, said in found)
     assert sum("the rewards of another process failed: process" in said for _, said in found) == 1
-    assert [path.name for path in (folder / "runs/grpo/checkpoints").glob("0*")] == ["00000001"]
+    assert [path.name for path in (asked / "runs/grpo/checkpoints").glob("0*")] == ["00000001"]
 
 
 @pytest.mark.slow

@@ -218,8 +218,15 @@ def test_equal_rewards_teach_nothing_and_answers_without_one_are_left_out() -> N
         now.iteration(state, now.layout.put(Prompts()[1]))
     assert now.saved[-1] == int(state.step) == RESTING + 2
     said.pop()
-    with pytest.raises(ValueError, match=r"scores of shape \(7,\) for 8 answers: one each is wanted"):
-        now.iteration(state, now.layout.put(Prompts()[1]))
+    now.saved.clear()
+    for held, fails in (
+        (state, lambda state: now.iteration(state, now.layout.put(Prompts()[1]))),
+        (state, lambda state: now.iteration.measure(state, [Prompts()[1]], Prompts().record)),
+        (begun(now.layout), lambda state: now.iteration.measure(state, [Prompts()[1]], Prompts().record)),
+    ):
+        with pytest.raises(ValueError, match=r"scores of shape \(7,\) for 8 answers: one each is wanted"):
+            fails(held)
+    assert now.saved == [RESTING + 2] * 2, "what was not trained is not saved"
 
 
 def test_a_reward_on_the_devices_that_gives_no_score_ends_the_run() -> None:

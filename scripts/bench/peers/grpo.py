@@ -75,6 +75,8 @@ def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 def main() -> None:
     """Answer until standard input ends."""
+    if Path(sys.path[0]) not in Path(trl.__file__).parents:
+        sys.exit(f"no trl in {sys.path[0]}: run `make peers`")
     setting = json.loads(sys.stdin.readline())
     torch.set_num_threads(setting["threads"])
     torch.manual_seed(0)
