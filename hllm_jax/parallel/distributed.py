@@ -32,9 +32,6 @@ _times: collections.Counter[str] = collections.Counter()
 #: Characters of an error that are told to other processes.
 MESSAGE = 2000
 
-#: What a process counts to when it comes to its end by itself: it is silent from then on.
-ENDED = 0
-
 #: After this share of the heartbeat the watch says who is silent. JAX beats twice in a heartbeat, so it ends
 #: the others between a half and a whole one after a death: it has to be said before.
 SILENCE = 0.3
@@ -289,7 +286,8 @@ class Watch(threading.Thread):
     def __init__(self, heartbeat: float) -> None:
         super().__init__(name="watch", daemon=True)
         self.heartbeat = heartbeat
-        self.ending = threading.Event()
+        self.ending = False
+        self.over = threading.Event()
         self.names = [host(index) for index in range(processes())]
         self.moved = dict.fromkeys(range(len(self.names)), (-1, time.monotonic()))
         self.silent: list[int] = []
@@ -297,20 +295,20 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Until the coordinator is gone, or this process ends."""
         count = 0
-        while not self.ending.is_set():
+        while not self.over.is_set():
             count += 1
             client = _client()
             try:
                 client.key_value_set(f"hllm/beat/{process()}", str(count), allow_overwrite=True)
                 found = {int(k.rpartition("/")[2]): int(v) for k, v in client.key_value_dir_get("hllm/beat/")}
             except Exception:
-                if not self.ending.is_set():
+                if not self.ending:
                     self.say(
                         f"{self.names[0]}, the coordinator, cannot be reached any more. {self.end_of_this}"
                     )
                 return
             self.look(found, time.monotonic())
-            self.ending.wait(self.heartbeat / 16)
+            self.over.wait(self.heartbeat / 16)
 
     def look(self, found: Mapping[int, int], now: float) -> None:
         """Compare the counts of all with those of before, and say who has become silent or is back."""
@@ -319,7 +317,7 @@ class Watch(threading.Thread):
             for i, (last, then) in self.moved.items()
         }
         before, limit = self.silent, SILENCE * self.heartbeat
-        self.silent = [i for i, (last, then) in self.moved.items() if last != ENDED and now - then > limit]
+        self.silent = [i for i, (_, then) in self.moved.items() if now - then > limit]
         for i in self.silent:
             if i not in before:
                 gone = f"{self.names[i]} gone: silent for {limit:.0f} s"
@@ -329,15 +327,17 @@ class Watch(threading.Thread):
                 self.say(f"{self.names[i]} is back: it was only busy")
 
     def end(self) -> None:
-        """From here on the coordinator may leave.
+        """Wait for the others to come to their end, watching them, as JAX does after this.
 
-        The thread is waited for: one that Python's end meets inside JAX's client takes the process down.
+        From here on the coordinator may leave. Then the thread is waited for: one that Python's end meets
+        inside JAX's client takes the process down.
         """
-        self.ending.set()
-        if self.is_alive():
+        self.ending = True
+        try:
+            jax.distributed.shutdown()
+        finally:
+            self.over.set()
             self.join(self.heartbeat)
-            with contextlib.suppress(Exception):
-                _client().key_value_set(f"hllm/beat/{process()}", str(ENDED), allow_overwrite=True)
 
     def say(self, what: str) -> None:
         """To standard error, at once."""

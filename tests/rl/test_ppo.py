@@ -309,7 +309,7 @@ def test_any_split_of_a_rollout_gives_the_same_gradient() -> None:
     ("score", "settings", "prompts", "lr", "steps"),
     [
         (first_token, RolloutConfig(prompt_window=1, max_tokens=1, epochs=4, minibatches=2), 64, 1e-2, 30),
-        (copied, RolloutConfig(prompt_window=2, max_tokens=2, epochs=4, minibatches=2), 128, 3e-3, 50),
+        (copied, RolloutConfig(prompt_window=2, max_tokens=2, epochs=4, minibatches=2), 128, 3e-3, 80),
     ],
     ids=["bandit", "copy"],
 )
