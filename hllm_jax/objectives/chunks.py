@@ -43,11 +43,13 @@ def map_parts(of_part: Callable[..., Any], arrays: tuple[jax.Array, ...], chunks
     Args:
         of_part: from parts of the arrays, `[B, L / chunks, …]`, to a tree of arrays with the same two axes.
         arrays: `[B, L, …]` each.
-        chunks: divides L.
+        chunks: divides L; of 1 nothing is computed again.
 
     Raises:
         ValueError: it does not.
     """
+    if chunks == 1:
+        return of_part(*arrays)
     several = tuple(_split(array, chunks) for array in arrays)
     remade = jax.checkpoint(of_part)
 

@@ -46,9 +46,7 @@ def _backward(
     logits, targets, log_z = saved
     of_nll, of_log_z = (jnp.expand_dims(g, -1) for g in cotangents)
     softmax = jnp.exp(logits - jnp.expand_dims(log_z, -1))
-    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    hit = (vocabulary == jnp.expand_dims(targets, -1)).astype(logits.dtype)
-    return softmax * (of_nll + of_log_z) - hit * of_nll, None
+    return softmax * (of_nll + of_log_z) - is_target(logits, targets).astype(logits.dtype) * of_nll, None
 
 
 cross_entropy.defvjp(_forward, _backward)
@@ -60,9 +58,13 @@ def pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
         return jnp.squeeze(jnp.take_along_axis(logits, jnp.expand_dims(targets, -1), axis=-1), -1)
     # On a mesh the vocabulary may be split: a sum over a mask needs no gather, which the partitioner of XLA
     # (jax 0.10) cannot divide over two axes at once.
+    return jnp.sum(jnp.where(is_target(logits, targets), logits, 0.0), axis=-1)
+
+
+def is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Where each target stands in the vocabulary: `[..., V]` and int `[...]` -> bool `[..., V]`."""
     vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    hit = vocabulary == jnp.expand_dims(targets, -1)
-    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    return vocabulary == jnp.expand_dims(targets, -1)
 
 
 def token_sums(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hllm_jax.objectives.chunks import map_parts
-from hllm_jax.objectives.language_model import cross_entropy, pick
+from hllm_jax.objectives.language_model import cross_entropy, is_target, pick
 
 #: Ids of a vocabulary whose terms are added one after another.
 STRETCH = 256
@@ -88,11 +88,9 @@ def _backward(
     logits, targets, best, log_total, entropy = saved
     of_log_prob, of_entropy = cotangents
     log_p = (logits - jnp.expand_dims(best, -1)) - jnp.expand_dims(log_total, -1)
-    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    hit = vocabulary == jnp.expand_dims(targets, -1)
     shared = jnp.expand_dims(of_log_prob + of_entropy * entropy, -1)
     spread = jnp.exp(log_p) * (shared + jnp.expand_dims(of_entropy, -1) * _finite(log_p))
-    return jnp.where(hit, jnp.expand_dims(of_log_prob, -1), 0.0) - spread, None
+    return jnp.where(is_target(logits, targets), jnp.expand_dims(of_log_prob, -1), 0.0) - spread, None
 
 
 _log_prob_and_entropy.defvjp(_forward, _backward)
@@ -130,7 +128,7 @@ def chunked_likelihood(
     def of_part(x: jax.Array, targets: jax.Array) -> Likelihood:
         return likelihood(head(x), targets, temperature)
 
-    return of_part(x, targets) if chunks == 1 else map_parts(of_part, (x, targets), chunks)
+    return map_parts(of_part, (x, targets), chunks)
 
 
 def chunked_log_probs(
@@ -148,4 +146,4 @@ def chunked_log_probs(
     def of_part(x: jax.Array, targets: jax.Array) -> jax.Array:
         return -cross_entropy(head(x).astype(jnp.float32), targets)[0]
 
-    return of_part(x, targets) if chunks == 1 else map_parts(of_part, (x, targets), chunks)
+    return map_parts(of_part, (x, targets), chunks)

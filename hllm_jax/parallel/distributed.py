@@ -170,20 +170,19 @@ def coordinator_first(name: str, seconds: float = PREPARATION_SECONDS) -> Iterat
     if processes() == 1:
         yield
         return
-    failed = f"hllm/{_again(f'failed/{name}')}/"
     if process() != 0:
-        barrier(name, seconds)
-        for _, error in _client().key_value_dir_get(failed):
-            raise DistributedError(f"{host(0)} ended with an error: {error}")
+        if (failed := _first_error(name, None, seconds)) is not None:
+            raise DistributedError(f"{host(0)} ended with an error: {failed[1]}")
         yield
         return
+    problem: BaseException | None = None
     try:
         yield
     except BaseException as error:
-        _client().key_value_set(f"{failed}0", str(error) or repr(error))
+        problem = error
         raise
     finally:
-        barrier(name, seconds)
+        _first_error(name, problem, seconds)
 
 
 def share_error(name: str, error: Exception | None, seconds: float = PREPARATION_SECONDS) -> str | None:
@@ -202,15 +201,8 @@ def share_error(name: str, error: Exception | None, seconds: float = PREPARATION
     """
     if processes() == 1:
         return None if error is None else str(error)
-    place = f"hllm/{_again(f'error/{name}')}"
-    try:
-        if error is not None:
-            said = (str(error) or repr(error)).encode("utf-8", "backslashreplace").decode()
-            _client().key_value_set(f"{place}/{process()}", said[:MESSAGE])
-    finally:
-        barrier(name, seconds)
-    found = {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(f"{place}/")}
-    return f"{host(min(found))}: {found[min(found)]}" if found else None
+    failed = _first_error(name, error, seconds)
+    return None if failed is None else f"{host(failed[0])}: {failed[1]}"
 
 
 def agree(name: str, values: Mapping[str, Any], seconds: float) -> None:
@@ -342,6 +334,19 @@ class Watch(threading.Thread):
     def say(self, what: str) -> None:
         """To standard error, at once."""
         print(what, file=sys.stderr, flush=True)
+
+
+def _first_error(name: str, error: BaseException | None, seconds: float) -> tuple[int, str] | None:
+    """Meet the others with what went wrong here: the first process that failed, and its words."""
+    place = f"hllm/{_again(f'error/{name}')}"
+    try:
+        if error is not None:
+            said = (str(error) or repr(error)).encode("utf-8", "backslashreplace").decode()
+            _client().key_value_set(f"{place}/{process()}", said[:MESSAGE])
+    finally:
+        barrier(name, seconds)
+    found = [(int(key.rpartition("/")[2]), text) for key, text in _client().key_value_dir_get(f"{place}/")]
+    return min(found, default=None)
 
 
 def _again(name: str) -> str:
