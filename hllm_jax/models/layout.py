@@ -139,7 +139,13 @@ def parameter_axes(spec: Spec) -> dict[str, tuple[str, ...]]:
 
 
 def boxed_parameters(spec: Spec) -> dict[str, Any]:
-    """Shapes of the unrolled parameters by path, boxed with the names of their axes; one block is traced."""
+    """Shapes of the unrolled parameters by path, boxed with the names of their axes."""
+    return dict(_boxed(spec))
+
+
+@functools.lru_cache(64)
+def _boxed(spec: Spec) -> Mapping[str, Any]:
+    """One block is traced, once for each spec."""
     model = spec.build(Execution(dtype="float32", scan_layers=True, attention="plain"))
     unrolled = _taken_apart(jax.eval_shape(lambda: _init(model, jax.random.key(0)))["params"])
     return {"/".join(path): box for path, box in flatten_dict(unrolled).items()}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -43,6 +47,15 @@ def tiny_model(
     if model.execution.scan_layers:
         params = stack_layers(params, len(config.attention_pattern))
     return model, params
+
+
+@functools.cache
+def compiled(model: nn.Module, method: str = "__call__") -> Callable[..., Any]:
+    """`model.apply` of one method as a compiled function of variables and arrays.
+
+    One program for each shape: without it a test compiles every operation of the model by itself.
+    """
+    return jax.jit(functools.partial(model.apply, method=method), static_argnames="deterministic")
 
 
 def draw_params(config: Spec, seed: int = 0) -> dict[str, Any]:

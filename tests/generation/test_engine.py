@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hllm_jax.generation.decode import TRACES, bucket, prefill
 from hllm_jax.generation.request import Request, Sampling
+from hllm_jax.testing.models import compiled
 from tests.generation.doubles import TINY, decoder, engine, language_model, tokenizer
 
 GREEDY = Sampling(temperature=0.0)
@@ -42,7 +45,7 @@ def test_a_ragged_batch_equals_the_model_without_a_cache():
 def test_cached_logits_equal_uncached_at_every_step_past_the_window(config, scan_layers):
     model, variables = decoder(config, scan_layers)
     tokens = np.random.default_rng(0).integers(5, 261, (3, 24)).astype(np.int32)
-    whole, _ = model.apply(variables, jnp.asarray(tokens))
+    whole, _ = compiled(model)(variables, tokens)
     lengths = np.array([3, 9, 1], np.int32)
     logits, cache, seen = prefill(model, variables, jnp.asarray(tokens), jnp.asarray(lengths), 261)
     np.testing.assert_allclose(logits, np.asarray(whole)[np.arange(3), lengths - 1], atol=2e-5)
@@ -52,7 +55,7 @@ def test_cached_logits_equal_uncached_at_every_step_past_the_window(config, scan
     for step in range(14):
         at = lengths + step
         fed = tokens[np.arange(3), at][:, None]
-        logits, cache = model.apply(variables, jnp.asarray(fed), cache=cache)
+        logits, cache = compiled(model)(variables, fed, cache=cache)
         np.testing.assert_allclose(logits[:, 0], np.asarray(whole)[np.arange(3), at], atol=2e-5)
     assert cache.lengths.tolist() == (lengths + 14).tolist()
 
@@ -63,9 +66,11 @@ def test_a_long_prompt_is_read_in_stretches(monkeypatch):
     model, variables = decoder()
     tokens = jnp.asarray(np.random.default_rng(1).integers(5, 261, (2, 48)), jnp.int32)
     lengths = jnp.array([48, 17], jnp.int32)
-    whole = prefill.__wrapped__(model, variables, tokens, lengths, 261)
+    whole = prefill(model, variables, tokens, lengths, 261)
     monkeypatch.setattr(decode, "PREFILL_CHUNK", 16)
-    parts = prefill.__wrapped__(model, variables, tokens, lengths, 261)
+    # Another function, so that it is traced anew.
+    in_stretches = jax.jit(functools.partial(prefill.__wrapped__, model), static_argnums=3)
+    parts = in_stretches(variables, tokens, lengths, 261)
     np.testing.assert_allclose(parts[0], whole[0], atol=2e-5)
     assert parts[1].lengths.tolist() == [48, 17]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hllm_jax.models import Decoder, DecoderConfig, Execution, init_cache, stack_layers
-from hllm_jax.testing.models import random_tokens, tiny_config, tiny_model
+from hllm_jax.testing.models import compiled, random_tokens, tiny_config, tiny_model
 
 WINDOWED = {
     "attention_pattern": ("full", "window"),
@@ -38,12 +38,7 @@ def model_of(
 def logits_of(model: Decoder, params: Any, tokens: Any, *args: Any, **kwargs: Any) -> np.ndarray:
     """Logits under strict dtype promotion, compiled once a shape."""
     with jax.numpy_dtype_promotion("strict"):
-        return np.asarray(compiled(model)(params, jnp.asarray(tokens), *args, **kwargs)[0])
-
-
-@functools.cache
-def compiled(model: Decoder) -> Any:
-    return jax.jit(lambda params, *args, **kwargs: model.apply({"params": params}, *args, **kwargs))
+        return np.asarray(compiled(model)({"params": params}, jnp.asarray(tokens), *args, **kwargs)[0])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -132,15 +127,15 @@ def test_cached_logits_are_the_uncached_at_every_step(scan: bool, windowed: bool
     for side in ("right", "left"):
         prompt, segments = padded([tokens[row, :n] for row, n in enumerate(counts)], 8, side)
         cache = init_cache(config, 3, capacity, jnp.float32, scan)
-        step = compiled(model)
-        logits, cache = step(params, jnp.asarray(prompt), segments, cache=cache)
+        step, variables = compiled(model), {"params": params}
+        logits, cache = step(variables, jnp.asarray(prompt), segments, cache=cache)
         np.testing.assert_array_equal(cache.lengths, counts)
         for row, n in enumerate(counts):
             own = np.asarray(logits[row])[np.asarray(segments[row]) != 0]
             np.testing.assert_allclose(own, whole[row, :n], atol=3e-6)
         for t in range(capacity - max(counts)):
             at = np.asarray(counts) + t
-            logits, cache = step(params, jnp.asarray(tokens[np.arange(3), at][:, None]), cache=cache)
+            logits, cache = step(variables, jnp.asarray(tokens[np.arange(3), at][:, None]), cache=cache)
             np.testing.assert_allclose(logits[:, 0], whole[np.arange(3), at], atol=3e-6)
 
 
@@ -149,9 +144,9 @@ def test_what_does_not_fit_the_cache_is_dropped_and_hurts_nothing() -> None:
     model, params = model_of()
     tokens = jnp.asarray(random_tokens(model.config, 2, 6))
     cache = init_cache(model.config, 2, 4)
-    step = compiled(model)
-    _, cache = step(params, tokens[:, :4], cache=cache)
-    _, after = step(params, tokens[:, 4:5], cache=cache)
+    step, variables = compiled(model), {"params": params}
+    _, cache = step(variables, tokens[:, :4], cache=cache)
+    _, after = step(variables, tokens[:, 4:5], cache=cache)
     for old, new in zip(jax.tree.leaves(cache.keys), jax.tree.leaves(after.keys), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -199,9 +194,9 @@ def test_a_block_whose_outputs_are_zeroed_is_the_identity() -> None:
 def test_hidden_then_head_is_the_whole_model() -> None:
     model, params = model_of(windowed=True)
     tokens = jnp.asarray(random_tokens(model.config, 2, 5))
-    hidden, _ = jax.jit(lambda p, t: model.apply({"params": p}, t, method="hidden"))(params, tokens)
+    hidden, _ = compiled(model, "hidden")({"params": params}, tokens)
     assert hidden.shape == (2, 5, model.config.embed)
-    logits = jax.jit(lambda p, x: model.apply({"params": p}, x, method="head"))(params, hidden)
+    logits = compiled(model, "head")({"params": params}, hidden)
     np.testing.assert_allclose(logits, logits_of(model, params, tokens), atol=5e-6)
     assert np.abs(logits).max() <= WINDOWED["logit_softcap"]
 
@@ -209,19 +204,19 @@ def test_hidden_then_head_is_the_whole_model() -> None:
 def test_a_score_for_every_token_is_not_moved_by_padding_or_by_the_other_head() -> None:
     model, params = tiny_model(tiny_config(head="both", tie_embeddings=False))
     tokens = random_tokens(model.config, 1, 9)
-    alone = model.apply({"params": params}, tokens, method="score")
+    alone = compiled(model, "score")({"params": params}, tokens)
     assert (alone.shape, alone.dtype) == ((1, 9), jnp.float32)
-    hidden, _ = model.apply({"params": params}, tokens, method="hidden")
+    hidden, _ = compiled(model, "hidden")({"params": params}, tokens)
     np.testing.assert_allclose(alone, hidden @ params["score"], atol=1e-6)
     for left in (0, 3, 7):
         padded = np.pad(tokens, ((0, 0), (left, 10 - left)), constant_values=5)
         held = np.pad(np.ones_like(tokens), ((0, 0), (left, 10 - left)))
-        found = model.apply({"params": params}, padded, held, method="score")
+        found = compiled(model, "score")({"params": params}, padded, held)
         np.testing.assert_allclose(found[:, left : left + 9], alone, atol=1e-5)
     only = tiny_model(tiny_config(head="score", tie_embeddings=False))[0]
     rest = {name: part for name, part in params.items() if name != "head"}
-    np.testing.assert_array_equal(only.apply({"params": rest}, tokens, method="score"), alone)
-    np.testing.assert_array_equal(only.apply({"params": rest}, tokens)[0][..., 0], alone)
+    np.testing.assert_array_equal(compiled(only, "score")({"params": rest}, tokens), alone)
+    np.testing.assert_array_equal(compiled(only)({"params": rest}, tokens)[0][..., 0], alone)
     assert sum(np.size(leaf) for leaf in jax.tree.leaves(rest)) == only.config.parameters()
     plain, params = tiny_model()
     with pytest.raises(ValueError, match="this decoder has no score"):

@@ -17,6 +17,7 @@ from hllm_jax.models import EncoderDecoder, EncoderDecoderConfig, Execution
 from hllm_jax.models.families.t5 import PRESETS
 from hllm_jax.models.layout import init_variables
 from hllm_jax.objectives.sequence_to_sequence import seq2seq
+from hllm_jax.testing.models import compiled
 from tests.models.families.contract import Case, recorded
 
 SMALL = EncoderDecoderConfig(
@@ -87,14 +88,15 @@ def test_neighbours_share_what_they_look_at(name: str) -> None:
     """Six rows over two sources, of which each is kept once, are six rows over their own copies."""
     model, variables = made(KINDS[name])
     source, valid = rows((2, 9), 0), jnp.asarray([[1] * 9, [1] * 5 + [0] * 4], jnp.int32)
-    encoded: Any = model.apply(variables, source, valid, method="encode")
-    cache: Any = model.apply(variables, encoded, valid, 4, method="cache")
+    encoded: Any = compiled(model, "encode")(variables, source, valid)
+    cache: Any = jax.jit(lambda *given: model.apply(*given, 4, method="cache"))(variables, encoded, valid)
     neighbours, tokens = jnp.repeat(jnp.arange(2), 3), rows((6, 3), 1)
     shared, copied = (cache.take(neighbours, cross) for cross in (False, True))
     assert jax.tree.leaves(shared.cross)[0].shape[0] == 2
     for at in range(3):
-        x, shared = model.apply(variables, tokens[:, at : at + 1], cache=shared, method="hidden")
-        y, copied = model.apply(variables, tokens[:, at : at + 1], cache=copied, method="hidden")
+        token = tokens[:, at : at + 1]
+        x, shared = compiled(model, "hidden")(variables, token, cache=shared)
+        y, copied = compiled(model, "hidden")(variables, token, cache=copied)
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
@@ -131,7 +133,7 @@ def test_the_loss_of_packed_pairs_is_the_sum_of_their_losses(name: str) -> None:
     model, variables = made(KINDS[name])
     rng = np.random.default_rng(0)
     pairs = [(rng.integers(2, 50, s), rng.integers(2, 50, t)) for s, t in ((7, 3), (4, 6), (1, 2))]
-    loss = seq2seq(model)
+    loss = jax.jit(seq2seq(model))
     alone = [loss(variables, batch([pair], 12, 11), None)["loss"] for pair in pairs]
     packed = loss(variables, batch(pairs, 15, 13), None)["loss"]
     np.testing.assert_allclose(packed[0], sum(nll for nll, _ in alone), rtol=1e-5)
@@ -146,7 +148,7 @@ def test_a_segment_of_the_decoder_sees_only_its_own_of_the_encoder(name: str) ->
 
     def logits(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         given = batch(list(pairs), 11, 7)
-        out: Any = model.apply(
+        out: Any = compiled(model)(
             variables,
             given["tokens"],
             given["decoder_tokens"],
@@ -166,9 +168,9 @@ def test_what_is_padding_in_the_source_does_not_matter() -> None:
     model, variables = made(SMALL)
     source, target = rows((2, 8), 4), rows((2, 5), 5)
     valid = jnp.asarray([[1] * 8, [0] * 3 + [1] * 5], jnp.int32)
-    whole: Any = model.apply(variables, source, target, valid)
-    other: Any = model.apply(variables, source.at[1, :3].set(9), target, valid)
-    short: Any = model.apply(variables, source[1:, 3:], target[1:])
+    whole: Any = compiled(model)(variables, source, target, valid)
+    other: Any = compiled(model)(variables, source.at[1, :3].set(9), target, valid)
+    short: Any = compiled(model)(variables, source[1:, 3:], target[1:])
     np.testing.assert_array_equal(whole[0], other[0])
     np.testing.assert_allclose(whole[0][1:], short[0], atol=2e-5)
 
@@ -182,14 +184,14 @@ def test_each_dropout_drops(where: str) -> None:
     source, target = rows((2, 8), 4), rows((2, 5), 5)
 
     def logits(key: int, deterministic: bool = False) -> np.ndarray:
-        out: Any = model.apply(
+        out: Any = compiled(model)(
             variables, source, target, deterministic=deterministic, rngs={"dropout": jax.random.key(key)}
         )
         return np.asarray(out[0])
 
     assert (logits(0) == logits(0)).all()
     assert np.abs(logits(0) - logits(1)).max() > 0.01
-    plain: Any = model.apply(variables, source, target)
+    plain: Any = compiled(model)(variables, source, target)
     np.testing.assert_array_equal(logits(0, deterministic=True), plain[0])
 
 
@@ -242,7 +244,7 @@ def test_it_begins_knowing_nothing() -> None:
     model, variables = made(dataclasses.replace(PRESETS["t5-v1.1-small"], vocab_size=1000, layers=2))
     rng = np.random.default_rng(0)
     given = batch([(rng.integers(2, 1000, 60), rng.integers(2, 1000, 60))], 64, 64)
-    nll, count = seq2seq(model)(variables, given, None)["loss"]
+    nll, count = jax.jit(seq2seq(model))(variables, given, None)["loss"]
     assert float(nll / count) == pytest.approx(np.log(1000) + 0.5, abs=0.5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ from hllm_jax.models.spec import DecoderConfig
 from hllm_jax.nn.adapters import select
 from hllm_jax.nn.config import Experts
 from hllm_jax.nn.quantised import dequantise
-from hllm_jax.testing.models import random_tokens, tiny_config, tiny_model
+from hllm_jax.testing.models import compiled, random_tokens, tiny_config, tiny_model
 
 ALL = ("attention/*", "mlp/*", "head", "embed")
 PERIOD = {"attention_pattern": ("window", "full"), "window": 8}
@@ -54,7 +55,7 @@ def moved(adapters: dict[str, Any], seed: int = 0) -> dict[str, Any]:
 
 
 def logits(model: Any, variables: Any, tokens: np.ndarray) -> np.ndarray:
-    return np.asarray(model.apply(variables, tokens)[0])
+    return np.asarray(compiled(model)(variables, tokens)[0])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_the_head_in_parts_has_its_adapter_too() -> None:
             x, head = model.before_head(tokens)
             return head(x)
 
-        return model.apply(variables, method=run)
+        return jax.jit(functools.partial(model.apply, method=run))(variables)
 
     assert np.abs(by_parts(variables) - logits(model, variables, tokens)).max() < 1e-5
 
@@ -151,7 +152,7 @@ def test_dropout_is_that_of_training_alone() -> None:
     tokens = random_tokens(spec, 2, 9)
     plain = logits(model, variables, tokens)
     drawn = [
-        model.apply(variables, tokens, deterministic=False, rngs={"dropout": jax.random.key(seed)})[0]
+        compiled(model)(variables, tokens, deterministic=False, rngs={"dropout": jax.random.key(seed)})[0]
         for seed in range(2)
     ]
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3

@@ -112,7 +112,7 @@ def test_packing_adds_up() -> None:
     variables = {"params": params}
     rng = np.random.default_rng(1)
     a, b = (rng.integers(0, 67, n).astype(np.int32) for n in (6, 9))
-    loss = causal_lm(model)
+    loss = jax.jit(causal_lm(model))
 
     def row(*documents: np.ndarray) -> dict[str, jax.Array]:
         parts = [
@@ -144,7 +144,7 @@ def test_batch_without_a_trained_token_has_loss_zero_and_finite_gradients() -> N
     def value(params: Any) -> jax.Array:
         return mean(causal_lm(model)({"params": params}, rows, None))["loss"]
 
-    loss, gradients = jax.value_and_grad(value)(params)
+    loss, gradients = jax.jit(jax.value_and_grad(value))(params)
     assert float(loss) == 0
     assert all(bool(jnp.all(g == 0)) for g in jax.tree.leaves(gradients))
 
@@ -195,7 +195,7 @@ def test_logits_in_parts_are_the_same_loss_and_gradient(tied: bool) -> None:
             sums = causal_lm(model, 1e-3, chunks)(variables, rows, None)
             return sums["loss"][0], sums
 
-        return jax.value_and_grad(numerator, has_aux=True)(variables)
+        return jax.jit(jax.value_and_grad(numerator, has_aux=True))(variables)
 
     (_, whole), gradient = value(1)
     for chunks in (2, 8):

@@ -31,9 +31,9 @@ def params() -> dict[str, Any]:
 
 def update(config: OptimizerConfig, p: Any, g: Any, times: int = 1) -> Any:
     optimizer = make_optimizer(config, CONSTANT, 10)
-    state = optimizer.init(p)
+    state, step = jax.jit(optimizer.init)(p), jax.jit(optimizer.update)
     for n in range(times):
-        p, state = optimizer.update(g, state, p, jnp.asarray(n))
+        p, state = step(g, state, p, jnp.asarray(n))
     return p
 
 
@@ -56,9 +56,10 @@ def test_is_optax_adamw_with_its_schedule_inside() -> None:
         optax.adamw(optimizer.schedule, 0.8, 0.9, 1e-5, weight_decay=0.3, mask=decays),
     )
     ours, theirs = (p, optimizer.init(p)), (p, reference.init(p))
+    our_step, their_step = jax.jit(optimizer.update), jax.jit(reference.update)
     for n in range(6):
-        ours = optimizer.update(g, ours[1], ours[0], jnp.asarray(n))
-        step, state = reference.update(g, theirs[1], theirs[0])
+        ours = our_step(g, ours[1], ours[0], jnp.asarray(n))
+        step, state = their_step(g, theirs[1], theirs[0])
         theirs = (optax.apply_updates(theirs[0], step), state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours[0], theirs[0])
 

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +17,7 @@ from hllm_jax.interop.models import read_params, with_heads_of
 from hllm_jax.models import Execution, Spec
 from hllm_jax.models.families import Family, families
 from hllm_jax.models.families.table import Tensors
+from hllm_jax.testing.models import compiled
 
 ROOT = Path(__file__).parents[3]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -129,7 +129,7 @@ def apply(
         given.append(jnp.asarray(inputs["decoder_tokens"]))
     if "token_types" in inputs:
         more["token_types"] = jnp.asarray(inputs["token_types"])
-    out: Any = jax.jit(lambda p, given, more: model.apply({"params": p}, *given, **more))(params, given, more)
+    out: Any = compiled(model)({"params": params}, *given, **more)
     return out._asdict() if hasattr(out, "_asdict") else {"logits": out[0]}
 
 
