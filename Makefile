@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 PIP    := -m pip install --disable-pip-version-check --no-input --quiet
 
 # Tests spend their time in the compiler, on programs that run for a moment: LLVM does not optimise them.
-# `.ci/run` has them optimised under its second Python.
-TEST_XLA ?= --xla_backend_optimization_level=0
+# `.ci/run` has them optimised under its second Python, and so has `pytest` itself.
+TEST_XLA = --xla_backend_optimization_level=0
 # More arguments for pytest: `make unit TESTS=tests/nn`.
-TESTS    ?=
+TESTS =
 
 # torch has its wheels for this Python; the environment of the published implementations is made with it.
 PEERS_PYTHON ?= $(firstword $(shell command -v python3.11) $(PYTHON))
@@ -25,7 +25,7 @@ setup: $(VENV)/.$(EXTRAS)    ## prepare .venv (EXTRAS=cuda12|tpu|plan|dev for ot
 test: lint unit              ## the test suite: no torch, no network beyond the package registry
 
 unit: $(VENV)/.dev           ## the tests alone
-	XLA_FLAGS="$(strip $(XLA_FLAGS) $(TEST_XLA))" $(BIN)/python -m pytest -n 2 -m "not slow and not peers" $(TESTS)
+	XLA_FLAGS="$$XLA_FLAGS $(TEST_XLA)" $(BIN)/python -m pytest -n 2 -m "not slow and not peers" $(TESTS)
 
 lint: $(VENV)/.dev           ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -41,6 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What importing made stays: the collector need not walk it each time that a trace fills the heap."""
+    """What importing made stays: the collector need not walk it whenever a trace has made many objects."""
     gc.collect()
     gc.freeze()

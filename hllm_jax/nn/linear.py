@@ -107,8 +107,8 @@ def table_product(x: jax.Array, table: jax.Array, result_dtype: DTypeLike | None
     rows = math.prod(lead)
     if target_platform() != "cpu" or _exactly(x) or rows > FEW or outputs % PARTS:
         return product(x, table.T, result_dtype)
-    # XLA on CPU reads the table faster on the left of the product and in parts: with all cores for one row
-    # too, where the plain product has one.
+    # XLA on CPU reads the table faster on the left of the product and in parts. Of one row too: its plain
+    # product is a loop of one core, which on some machines has half of the memory's bandwidth.
     parts = table.reshape(PARTS, -1, terms)
     few = jnp.broadcast_to(x.reshape(rows, terms), (PARTS, rows, terms))
     y = jnp.einsum("POI,PRI->POR", parts, few, preferred_element_type=result_dtype)

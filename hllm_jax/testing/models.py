@@ -49,11 +49,12 @@ def tiny_model(
     return model, params
 
 
-@functools.cache
+@functools.lru_cache(32)
 def compiled(model: nn.Module, method: str = "__call__") -> Callable[..., Any]:
     """`model.apply` of one method as a compiled function of variables and arrays.
 
-    One program for each shape: without it a test compiles every operation of the model by itself.
+    One program for each shape: without it a test compiles every operation of the model by itself. It is
+    traced once, so that what is patched later is not seen. `deterministic` is static and given by name.
     """
     return jax.jit(functools.partial(model.apply, method=method), static_argnames="deterministic")
 

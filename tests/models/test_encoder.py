@@ -16,7 +16,7 @@ from hllm_jax.models import EncoderConfig, Execution, parameter_shapes
 from hllm_jax.models.families import presets
 from hllm_jax.models.task import TaskConfig
 from hllm_jax.nn import Table
-from hllm_jax.testing.models import draw_params
+from hllm_jax.testing.models import compiled, draw_params
 from tests.models.published import BARE
 
 TINY = EncoderConfig(
@@ -49,17 +49,11 @@ def run(name: str, tokens: Any, segment_ids: Any = None, token_types: Any = None
     given.append(np.zeros_like(tokens) if token_types is None else token_types)
     rows = [np.pad(x, ((0, 2 - np.shape(x)[0]), (0, 20 - length))).astype(np.int32) for x in given]
     with jax.numpy_dtype_promotion("strict"):
-        out = compiled(model)(params_of(name), *map(jnp.asarray, rows))
+        padded, held, types = map(jnp.asarray, rows)
+        variables = {"params": params_of(name)}
+        out = compiled(model)(variables, padded, held, token_types=types)
     wide = [x if x is None or x.ndim == 2 else x[:, :length] for x in out]
-    return type(out)(*(x if x is None else np.asarray(x[: len(tokens)]) for x in wide))
-
-
-@functools.cache
-def compiled(model: Any) -> Any:
-    def apply(params: Any, tokens: Any, segment_ids: Any, token_types: Any) -> Any:
-        return model.apply({"params": params}, tokens, segment_ids, token_types=token_types)
-
-    return jax.jit(apply)
+    return type(out)(*(x if x is None else np.asarray(x[: len(given[0])]) for x in wide))
 
 
 def draw(rows: int, length: int, seed: int = 0) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -51,19 +52,31 @@ def test_a_kernel_is_chosen_for_the_target() -> None:
     assert "splash" not in blocked
 
 
-def test_what_is_done_for_a_cpu_computes_the_same() -> None:
-    """Cosines in a loop; the table of the head on the left, in parts."""
-    rng = np.random.default_rng(0)
-    positions = jnp.asarray(rng.integers(0, 100, (2, 7)), jnp.int32)
-    embed = Embed(10, 6)
-    variables = embed.init(jax.random.key(0), positions[:, :1])
-    x = jnp.asarray(rng.normal(size=(2, 7, 6)), jnp.float32)
+def test_cosines_in_a_loop_are_the_same() -> None:
+    positions = jnp.asarray(np.random.default_rng(0).integers(0, 100, (2, 7)), jnp.int32)
     results = []
     for platform in ("cpu", "tpu"):
         with compiling_for(platform):
-            logits = embed.apply(variables, x, method="attend")
-            results.append((*rope_angles(positions, 8, 1e4), logits))
+            results.append(rope_angles(positions, 8, 1e4))
     for cpu, other in zip(*results, strict=True):
         np.testing.assert_allclose(cpu, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [10, 11])
+@pytest.mark.parametrize("rows", [(1, 1), (2, 7), (1, 129)])
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-6), ("bfloat16", 0.02)])
+def test_a_table_on_the_left_in_parts_gives_the_same_logits(
+    rows: tuple[int, int], vocabulary: int, dtype: str, apart: float
+) -> None:
+    """By parts are few rows of an even vocabulary, as the two numbers of a part show in the program."""
+    embed = Embed(vocabulary, 6, dtype=dtype)
+    variables = embed.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(*rows, 6)), dtype)
+    attend = functools.partial(embed.apply, method="attend")
+    by_parts = f"2,{vocabulary // 2},6" in str(jax.make_jaxpr(attend)(variables, x))
+    assert by_parts == (rows != (1, 129) and vocabulary == 10)
     table = np.asarray(variables["params"]["embedding"].value, np.float64)
-    np.testing.assert_allclose(results[0][2], np.asarray(x, np.float64) @ table.T, atol=1e-6)
+    exact = np.asarray(x, np.float64) @ table.T
+    np.testing.assert_allclose(attend(variables, x), exact, atol=apart)
+    with compiling_for("tpu"):
+        np.testing.assert_allclose(attend(variables, x), exact, atol=apart)
