@@ -25,7 +25,7 @@ from hllm_jax.models.config import Execution
 from hllm_jax.models.families import families
 from hllm_jax.nn import Experts, RopeScaling
 from hllm_jax.nn.mlp import ACTIVATIONS
-from hllm_jax.testing.models import draw_params, tiny_config, tiny_model
+from hllm_jax.testing.models import compiled, draw_params, tiny_config, tiny_model
 from hllm_jax.tokenizers import Tokenizer, load_tokenizer
 from hllm_jax.training.pretrained import load_pretrained
 from tests.tokenizers import published
@@ -135,7 +135,7 @@ def log_probabilities(model: Any, params: Any) -> list[np.ndarray]:
     tokens = np.zeros((len(ROWS), max(map(len, ROWS))), np.int32)
     for number, row in enumerate(ROWS):
         tokens[number, : len(row)] = row
-    logits = jax.jit(lambda p, t: model.apply({"params": p}, t)[0])(params, tokens)
+    logits = compiled(model)({"params": params}, tokens)[0]
     return [np.asarray(jax.nn.log_softmax(logits[i, len(row) - 1])) for i, row in enumerate(ROWS)]
 
 
@@ -203,7 +203,7 @@ def test_llama_cpp_gives_our_probabilities_of_t5(tmp_path: Path) -> None:
         asked.append({"path": str(path), "read": read, "written": written, "vocabulary": spec.vocab_size})
         model = spec.build(Execution(dtype="float32"))
         rows = np.array([read], np.int32), np.array([written], np.int32)
-        logits = jax.jit(model.apply)({"params": params}, *rows)[0][0, -1]
+        logits = compiled(model)({"params": params}, *rows)[0][0, -1]
         ours.append(np.asarray(jax.nn.log_softmax(scale * logits)))
     answers = ask(asked, "ask_llama_cpp_library.py")
     for (changes, _, tolerance), mine, theirs in zip(cases, ours, answers, strict=True):

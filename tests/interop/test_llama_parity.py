@@ -15,6 +15,7 @@ from hllm_jax.interop.hf import HFFolder
 from hllm_jax.interop.models import read_params
 from hllm_jax.models import Decoder, Execution
 from hllm_jax.models.families import llama
+from hllm_jax.testing.models import compiled
 from tests.interop.doubles import Case, read_cases
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +31,10 @@ def largest_difference(case: Case, folder: Path, kernel: str, scan: bool) -> flo
     config = llama.from_hf(files.config)
     params = read_params(llama.HF_NAMES, files, config, scan_layers=scan)
     model = Decoder(config, Execution(dtype="float32", attention=kernel, scan_layers=scan))
-    apply = jax.jit(lambda p, *args: model.apply({"params": p}, *args)[0])
-    found = [np.abs(apply(params, case.tokens) - case.logits).max()]
+    apply, variables = compiled(model), {"params": params}
+    found = [np.abs(apply(variables, case.tokens)[0] - case.logits).max()]
     for segment_ids, logits in case.padded.values():
-        difference = np.abs(apply(params, case.tokens, segment_ids) - logits).max(axis=-1)
+        difference = np.abs(apply(variables, case.tokens, segment_ids)[0] - logits).max(axis=-1)
         found.append(difference[segment_ids != 0].max())
     return float(max(found))
 
@@ -77,7 +78,7 @@ def test_logits_of_smollm2_dequantised(tmp_path: Path) -> None:
     published = read_model(file)
     assert published.config.parameters() == 134_515_008
     model = Decoder(published.config, Execution(dtype="float32"))
-    apply = jax.jit(lambda p, t: model.apply({"params": p}, t)[0])
+    variables = {"params": published.params}
     rows = [name.removeprefix("tokens/") for name in recorded if name.startswith("tokens/")]
     assert len(rows) == 4
     # Logits reach 38 here and the residual stream 25,000: float32 itself is worth 1e-4 at the worst places
@@ -85,7 +86,7 @@ def test_logits_of_smollm2_dequantised(tmp_path: Path) -> None:
     # what was recorded is float64.
     with jax.default_matmul_precision("highest"):
         for row in rows:
-            logits = apply(published.params, recorded[f"tokens/{row}"])
+            logits, _ = compiled(model)(variables, recorded[f"tokens/{row}"])
             assert np.abs(np.asarray(logits) - recorded[f"logits/{row}"]).max() <= TOLERANCE
 
 
@@ -108,5 +109,5 @@ def test_what_we_save_transformers_loads_with_the_same_logits(tmp_path: Path) ->
         "np.save(sys.argv[1] + '/logits.npy', model(tokens).logits.detach().float().numpy())\n"
     )
     subprocess.run([PEERS, "-c", code, tmp_path], check=True, stderr=sys.stderr)
-    ours, _ = jax.jit(lambda p, t: model.apply({"params": p}, t))(params, tokens)
+    ours, _ = compiled(model)({"params": params}, tokens)
     assert np.abs(np.asarray(ours) - np.load(tmp_path / "logits.npy")).max() <= TOLERANCE

@@ -16,7 +16,7 @@ from hllm_jax.models import Decoder, Execution, init_cache
 from hllm_jax.nn import Experts, MixtureOfExperts
 from hllm_jax.nn.grouped import Blocks, Buffers, Sorted, block_product, block_size
 from hllm_jax.nn.moe import ROUTING, capacity
-from hllm_jax.testing.models import random_tokens, tiny_config, tiny_model
+from hllm_jax.testing.models import compiled, random_tokens, tiny_config, tiny_model
 
 D, F = 6, 10
 FOUR = Experts(count=4, per_token=2)
@@ -172,12 +172,12 @@ def test_a_later_token_takes_no_place_from_an_earlier_one() -> None:
     config = tiny_config(experts=dataclasses.replace(FOUR, capacity_factor=0.6))
     model, params = tiny_model(config)
     tokens = random_tokens(config, 2, 12)
-    apply = jax.jit(lambda t: model.apply({"params": params}, t, deterministic=False)[0])
+    apply, variables = compiled(model), {"params": params}
     changed = tokens.copy()
     changed[:, 7:] = (changed[:, 7:] + 5) % config.vocab_size
-    before, after = apply(tokens), apply(changed)
+    before, after = (apply(variables, t, deterministic=False)[0] for t in (tokens, changed))
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
-    assert np.abs(before - model.apply({"params": params}, tokens)[0]).max() > 1e-3  # some were dropped
+    assert np.abs(before - apply(variables, tokens)[0]).max() > 1e-3  # some were dropped
 
 
 # ---- in a model ----
@@ -217,12 +217,12 @@ def test_cached_logits_of_a_sparse_model_are_the_uncached(scan: bool) -> None:
     config = tiny_config(experts=dataclasses.replace(FOUR, capacity_factor=1.0))
     model, params = tiny_model(config, scan_layers=scan)
     tokens = jnp.asarray(random_tokens(config, 2, 9))
-    step = jax.jit(lambda t, cache: model.apply({"params": params}, t, cache=cache))
-    whole = jax.jit(lambda t: model.apply({"params": params}, t)[0])(tokens)
-    logits, cache = step(tokens[:, :5], init_cache(config, 2, 9, scan_layers=scan))
+    step, variables = compiled(model), {"params": params}
+    whole, _ = step(variables, tokens)
+    logits, cache = step(variables, tokens[:, :5], cache=init_cache(config, 2, 9, scan_layers=scan))
     np.testing.assert_allclose(logits, whole[:, :5], atol=5e-6)
     for t in range(5, 9):
-        logits, cache = step(tokens[:, t : t + 1], cache)
+        logits, cache = step(variables, tokens[:, t : t + 1], cache=cache)
         np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=5e-6)
 
 
